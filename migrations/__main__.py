@@ -1,0 +1,25 @@
+"""`python -m migrations`: upgrade. `python -m migrations new "what"`: write the file of a new migration."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import migrations
+from shared import settings
+from shared.database import Database
+
+if sys.argv[1:2] == ["new"] and len(sys.argv) == 3:
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Database(f"sqlite:///{Path(folder) / 'scratch.db'}")
+        migrations.upgrade(scratch)
+        migrations.write_new(scratch, sys.argv[2])
+        scratch.close()
+elif sys.argv[1:]:
+    sys.exit('usage: python -m migrations [new "what it changes"]')
+else:
+    try:
+        database = Database(settings.load().database_url)
+    except settings.SettingsError as error:
+        sys.exit(f"darkroom can't migrate the database:\n{error}")
+    migrations.upgrade(database)
+    database.close()

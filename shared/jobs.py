@@ -1,0 +1,418 @@
+"""A job's life: the only writer of a job's status.
+
+    submit -> queued -- claim --> running -- succeed --> succeeded     adopt: a picture of any attempt
+                ^                    |------ fail -----> failed               ends a job that is queued or running
+                '-- requeue, release, rescue
+    queued -- too old: expire --> expired (never tried) | failed, gave_up (tried)
+
+Every move is one guarded UPDATE: it names the statuses it may leave and, for a worker's own moves, the fence that
+its claim was given. Zero rows is an answer: somebody else decided; the move returns None or False and nothing
+happened. A move, the job's `sequence` and its event row are one transaction, which the caller opens with
+`database.write()` and in which nothing is sent.
+
+Attempts are closed by an UPDATE of their own, whatever became of the job, so that no call goes uncounted.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, insert, literal, or_, select, tuple_, update
+
+from shared.database import now, now_ms
+from shared.errors import JobErrorCode
+from shared.ids import new_id
+from shared.image_store import Image
+from shared.tables import Billed, Outcome, Status, attempts, events, jobs
+
+TERMINAL = frozenset({Status.succeeded, Status.failed, Status.canceled, Status.expired})
+
+EVENT_OF = {
+    Status.queued: "job.queued",
+    Status.running: "job.started",
+    Status.succeeded: "job.succeeded",
+    Status.failed: "job.failed",
+    Status.canceled: "job.canceled",
+    Status.expired: "job.expired",
+}
+
+
+def is_status(status: Status) -> ColumnElement[bool]:
+    """Whether a job stands there, written so that the partial indexes serve it."""
+    # Spelt out in the statement, not bound: a database uses a partial index only for a condition it can see.
+    return jobs.c.status == literal(status.value, literal_execute=True)
+
+
+CLAIMABLE = and_(is_status(Status.queued), jobs.c.ready)
+ATTEMPT_RUNS = attempts.c.outcome == literal(Outcome.running.value, literal_execute=True)
+NEVER_TRIED = jobs.c.failures + jobs.c.crashes == 0
+
+
+def too_old() -> ColumnElement[bool]:
+    """Whether a queued job has waited longer than it may."""
+    past_deadline = and_(jobs.c.deadline_at.is_not(None), jobs.c.deadline_at < now())  # never NULL: it is negated too
+    return or_(jobs.c.queue_until < now(), and_(past_deadline, NEVER_TRIED))
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """Why a job ended without a picture, as clients read it."""
+
+    code: JobErrorCode
+    message: str
+    retryable: bool
+    billed: Billed
+
+    def as_json(self) -> dict[str, object]:
+        return {"code": self.code, "message": self.message, "retryable": self.retryable, "billed": self.billed}
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job in a worker's hands: what it needs to work, and the fence that its moves must show."""
+
+    job_id: str
+    fence: int
+    attempt: int
+    model: str
+    input: Mapping[str, Any]
+    failures: int
+    refusals: int
+    crashes: int
+
+
+def submit(
+    tx: Connection,
+    *,
+    project_id: str,
+    model: str,
+    backend_asked: str,
+    backend: str,
+    input: Mapping[str, Any],
+    metadata: Mapping[str, str],
+    sandbox: bool,
+    deadline_seconds: float | None,
+    max_wait_seconds: float,
+) -> Row[Any]:
+    """Accept a job: from the commit of this transaction on it is ours, whatever becomes of Redis. Returns its row."""
+    statement = (
+        insert(jobs)
+        .values(
+            id=new_id("job"),
+            project_id=project_id,
+            status=Status.queued,
+            sequence=1,
+            model=model,
+            backend_asked=backend_asked,
+            backend=backend,
+            sandbox=sandbox,
+            input=dict(input),
+            metadata=dict(metadata),
+            warnings=[],
+            ready=True,
+            rank=now_ms(),
+            deadline_at=None if deadline_seconds is None else now(deadline_seconds),
+            queue_until=now(max_wait_seconds),
+            fence=0,
+            attempts=0,
+            failures=0,
+            refusals=0,
+            crashes=0,
+            created_at=now(),
+        )
+        .returning(jobs)
+    )
+    job = tx.execute(statement).one()
+    _record(tx, job, Status.queued, {})
+    return job
+
+
+def claim(
+    tx: Connection,
+    backend: str,
+    *,
+    worker: str,
+    lease_seconds: float,
+    attempt_seconds: float,
+    prices: Mapping[str, int],
+    limit: int = 1,
+) -> list[Claim]:
+    """Take the next jobs of a backend, in the queue's order, under a lease; their attempts begin.
+
+    `attempt_seconds` is the longest that one attempt may take: no lease reaches beyond it. `prices` is what an image
+    of each model costs on this backend, in millionths of a dollar.
+    """
+    next_ones = (
+        select(jobs.c.id)
+        .where(jobs.c.backend == backend, CLAIMABLE, ~too_old())
+        .order_by(jobs.c.rank, jobs.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    claims = []
+    for job_id in tx.scalars(next_ones).all():
+        job = _move(
+            tx,
+            job_id,
+            Status.running,
+            allowed=(Status.queued,),
+            fence=jobs.c.fence + 1,
+            attempts=jobs.c.attempts + 1,
+            worker=worker,
+            started_at=func.coalesce(jobs.c.started_at, now()),
+            lease_until=now(lease_seconds),
+            attempt_deadline_at=now(attempt_seconds),
+        )
+        if job is None:
+            continue
+        tx.execute(
+            insert(attempts).values(
+                job_id=job.id,
+                number=job.attempts,
+                backend=backend,
+                worker=worker,
+                price=prices[job.model],
+                started_at=now(),
+                deadline_at=now(attempt_seconds),
+                outcome=Outcome.running,
+                billed=Billed.unknown,
+            )
+        )
+        claims.append(
+            Claim(job.id, job.fence, job.attempts, job.model, job.input, job.failures, job.refusals, job.crashes)
+        )
+    return claims
+
+
+def renew(tx: Connection, held: Iterable[tuple[str, int]], lease_seconds: float) -> set[tuple[str, int]]:
+    """The heartbeat: extend the leases of these (job, fence) pairs. Returns those that are still the caller's.
+
+    A lease never reaches beyond its attempt's hard deadline: a lost thread must not keep its job alive.
+    """
+    lease = now(lease_seconds)
+    statement = (
+        update(jobs)
+        .where(is_status(Status.running), tuple_(jobs.c.id, jobs.c.fence).in_(list(held)))
+        .values(lease_until=case((jobs.c.attempt_deadline_at < lease, jobs.c.attempt_deadline_at), else_=lease))
+        .returning(jobs.c.id, jobs.c.fence)
+    )
+    return {(row.id, row.fence) for row in tx.execute(statement)}
+
+
+def succeed(tx: Connection, claim: Claim, image: Image) -> bool:
+    """The worker's own end: the job points at the picture, which was put and committed before."""
+    return _finish_with(tx, image, allowed=(Status.running,), mine=claim.fence)
+
+
+def adopt(tx: Connection, image: Image) -> bool:
+    """A picture of any attempt ends a job that is still open: it was paid for. A worker that has it is fenced out."""
+    return _finish_with(tx, image, allowed=(Status.queued, Status.running), mine=None)
+
+
+def _finish_with(tx: Connection, image: Image, *, allowed: tuple[Status, ...], mine: int | None) -> bool:
+    job = _move(
+        tx,
+        image.job_id,
+        Status.succeeded,
+        allowed=allowed,
+        mine=mine,
+        fence=jobs.c.fence + (1 if mine is None else 0),
+        warnings=image.warnings,
+        image_attempt=image.attempt,
+        image_content_type=image.content_type,
+        image_width=image.width,
+        image_height=image.height,
+        image_bytes=image.bytes,
+        image_sha256=image.sha256,
+        **_ENDED,
+    )
+    return job is not None
+
+
+def fail(tx: Connection, claim: Claim, error: JobError) -> bool:
+    """The worker's own end without a picture."""
+    job = _move(
+        tx,
+        claim.job_id,
+        Status.failed,
+        allowed=(Status.running,),
+        mine=claim.fence,
+        failures=jobs.c.failures + 1,
+        error=error.as_json(),
+        **_ENDED,
+    )
+    return job is not None
+
+
+def requeue(tx: Connection, claim: Claim, *, reason: str, after_seconds: float, counts: bool) -> bool:
+    """Back into the queue after a passing failure, not before `after_seconds`.
+
+    `counts`: whether it is one of the MAX_ATTEMPTS; what is known not to have been accepted counts only in time.
+    """
+    job = _move(
+        tx,
+        claim.job_id,
+        Status.queued,
+        allowed=(Status.running,),
+        mine=claim.fence,
+        reason=reason,
+        ready=after_seconds <= 0,
+        ready_at=now(after_seconds) if after_seconds > 0 else None,
+        failures=jobs.c.failures + (1 if counts else 0),
+        refusals=0 if counts else jobs.c.refusals + 1,
+        **_LET_GO,
+    )
+    return job is not None
+
+
+def release(tx: Connection, claim: Claim, *, reason: str) -> bool:
+    """Back into the queue at once: claimed, and nothing sent."""
+    job = _move(
+        tx, claim.job_id, Status.queued, allowed=(Status.running,), mine=claim.fence, reason=reason, **_LET_GO
+    )
+    return job is not None
+
+
+def rescue(tx: Connection, job_id: str, fence: int, *, max_crashes: int) -> Status | None:
+    """A lease ran out: its worker counts as dead. Back into the queue, or failed after `max_crashes` such deaths.
+
+    Returns where the job stands now; None if the lease was renewed, or the job moved on, in the meantime.
+    """
+    lapsed = jobs.c.lease_until < now()
+    job = _move(
+        tx,
+        job_id,
+        Status.queued,
+        lapsed,
+        jobs.c.crashes + 1 < max_crashes,
+        allowed=(Status.running,),
+        mine=fence,
+        reason="rescued",
+        crashes=jobs.c.crashes + 1,
+        **_LET_GO,
+    )
+    if job is not None:
+        return Status.queued
+    died = "Each of its workers died or lost its lease."
+    job = _move(
+        tx,
+        job_id,
+        Status.failed,
+        lapsed,
+        allowed=(Status.running,),
+        mine=fence,
+        crashes=jobs.c.crashes + 1,
+        error=JobError(JobErrorCode.worker_crashed, died, True, Billed.unknown).as_json(),
+        **_ENDED,
+    )
+    return None if job is None else Status.failed
+
+
+def expire(tx: Connection, job_id: str) -> Status | None:
+    """A job that waited too long ends: `expired` if it was never tried, else `failed`. None if it is not too old."""
+    never = "It waited longer than it may before its first attempt. Nothing was sent and nothing is billed."
+    job = _move(
+        tx,
+        job_id,
+        Status.expired,
+        too_old(),
+        NEVER_TRIED,
+        allowed=(Status.queued,),
+        error=JobError(JobErrorCode.expired, never, True, Billed.no).as_json(),
+        **_ENDED,
+    )
+    if job is not None:
+        return Status.expired
+    tried = "It was tried, and then waited in the queue longer than it may."
+    job = _move(
+        tx,
+        job_id,
+        Status.failed,
+        too_old(),
+        allowed=(Status.queued,),
+        error=JobError(JobErrorCode.gave_up, tried, True, Billed.unknown).as_json(),
+        **_ENDED,
+    )
+    return None if job is None else Status.failed
+
+
+def make_ready(tx: Connection, job_id: str) -> bool:
+    """A job whose pause is over may be claimed again. No move: its status stays, and nobody is told."""
+    statement = (
+        update(jobs)
+        .where(jobs.c.id == job_id, is_status(Status.queued), ~jobs.c.ready, jobs.c.ready_at <= now())
+        .values(ready=True, ready_at=None)
+        .returning(jobs.c.id)
+    )
+    return tx.execute(statement).one_or_none() is not None
+
+
+def close_attempt(
+    tx: Connection,
+    job_id: str,
+    number: int,
+    outcome: Outcome,
+    billed: Billed,
+    error: Mapping[str, str] | None = None,
+) -> bool:
+    """Write down how an attempt ended, whatever became of its job. What was `unknown` may still become known."""
+    statement = (
+        update(attempts)
+        .where(
+            attempts.c.job_id == job_id,
+            attempts.c.number == number,
+            attempts.c.outcome.in_((Outcome.running, Outcome.unknown)),
+        )
+        .values(outcome=outcome, billed=billed, error=error, completed_at=now())
+        .returning(attempts.c.number)
+    )
+    return tx.execute(statement).one_or_none() is not None
+
+
+def image_of(tx: Connection, job_id: str) -> int | None:
+    """The attempt whose picture the job points at; None: none, or no such job."""
+    return tx.scalar(select(jobs.c.image_attempt).where(jobs.c.id == job_id))
+
+
+#: The worker is gone from it.
+_LET_GO: dict[str, Any] = {"worker": None, "lease_until": None, "attempt_deadline_at": None}
+#: It is over.
+_ENDED: dict[str, Any] = {"completed_at": now(), "ready": False, "ready_at": None, **_LET_GO}
+
+
+def _move(
+    tx: Connection,
+    job_id: str,
+    to: Status,
+    *conditions: ColumnElement[bool],
+    allowed: tuple[Status, ...],
+    mine: int | None = None,
+    reason: str | None = None,
+    **changes: Any,
+) -> Row[Any] | None:
+    """The one guarded UPDATE that changes a status, with its event. None: it was not in an allowed state any more."""
+    guards = [jobs.c.id == job_id, jobs.c.status.in_(allowed), *conditions]
+    if mine is not None:
+        guards.append(jobs.c.fence == mine)
+    statement = (
+        update(jobs).where(*guards).values(status=to, sequence=jobs.c.sequence + 1, **changes).returning(jobs)
+    )
+    job = tx.execute(statement).one_or_none()
+    if job is not None:
+        _record(tx, job, to, {"reason": reason} if reason else {})
+    return job
+
+
+def _record(tx: Connection, job: Row[Any], status: Status, data: dict[str, Any]) -> None:
+    """The event of a move: with `attempts` and `error` as they stood, which a later move may change."""
+    tx.execute(
+        insert(events).values(
+            id=new_id("evt"),
+            job_id=job.id,
+            project_id=job.project_id,
+            sequence=job.sequence,
+            type=EVENT_OF[status],
+            data={"attempts": job.attempts, "error": job.error, **data},
+            created_at=now(),
+        )
+    )

@@ -1,0 +1,185 @@
+"""The tables, no verbs. migrations/ makes them; a test holds the two together.
+
+The verbs that change a job stand in jobs.py. Money is whole millionths of a US dollar: SQLite has no decimal type.
+"""
+
+import re
+from enum import StrEnum
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    text,
+)
+
+from shared.database import UtcTime
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+
+class Status(StrEnum):
+    """Where a job stands. The last four are terminal: a job enters exactly one of them, once."""
+
+    queued = "queued"
+    running = "running"
+    succeeded = "succeeded"
+    failed = "failed"
+    canceled = "canceled"
+    expired = "expired"
+
+
+class Outcome(StrEnum):
+    """What became of an attempt. `unknown`: whoever made it died, or its answer was never seen."""
+
+    running = "running"
+    succeeded = "succeeded"
+    failed = "failed"
+    unknown = "unknown"
+    canceled = "canceled"
+
+
+class Billed(StrEnum):
+    """Whether the vendor took money for an attempt. `unknown` counts in full."""
+
+    yes = "yes"
+    no = "no"
+    unknown = "unknown"
+
+
+def _partial(condition: str) -> dict[str, object]:
+    """A partial index. SQLite uses it only if the query spells the condition alike, and there a boolean is `= 1`."""
+    on_sqlite = re.sub(r"\bready\b", "ready = 1", condition).replace("NOT ready = 1", "ready = 0")
+    return {"postgresql_where": text(condition), "sqlite_where": text(on_sqlite)}
+
+
+_JSON = JSON(none_as_null=True)
+
+projects = Table(
+    "projects",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("name", String(100), nullable=False, unique=True),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+# jobs and events name their project without a foreign key: on PostgreSQL every insert would lock the project's one row.
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("prefix", String(16), primary_key=True),  # the start of the key, not secret: finds the row
+    Column("project_id", String(40), ForeignKey("projects.id"), nullable=False),
+    Column("hash", String(64), nullable=False),  # HMAC-SHA256 of the whole key under SECRET_KEY, hex
+    Column("bootstrap", Boolean, nullable=False),  # from the setting API_KEY; replaced when that changes
+    Column("created_at", UtcTime, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("project_id", String(40), nullable=False),
+    Column("status", String(10), nullable=False),
+    Column("sequence", Integer, nullable=False),  # grows by one at every event
+    Column("model", String(100), nullable=False),
+    Column("backend_asked", String(20), nullable=False),  # as submitted: `auto` or a name
+    Column("backend", String(20), nullable=False),  # the resolved one: whose queue it waits in
+    Column("sandbox", Boolean, nullable=False),
+    Column("input", _JSON, nullable=False),
+    Column("metadata", _JSON, nullable=False),
+    Column("warnings", _JSON, nullable=False),
+    # The queue. `ready` is false while it backs off; the sweep sets it when `ready_at` comes. `rank` is written at
+    # submit and never computed at the claim.
+    Column("ready", Boolean, nullable=False),
+    Column("ready_at", UtcTime),
+    Column("rank", BigInteger, nullable=False),
+    Column("deadline_at", UtcTime),  # the client's bound on the wait for the first attempt
+    Column("queue_until", UtcTime, nullable=False),  # ours on the whole time in the queue
+    # The worker that has it.
+    Column("fence", Integer, nullable=False),
+    Column("worker", String(100)),
+    Column("lease_until", UtcTime),
+    Column("attempt_deadline_at", UtcTime),  # no lease reaches beyond it
+    # What happened so far.
+    Column("attempts", Integer, nullable=False),
+    Column("failures", Integer, nullable=False),  # attempts that ended with an answer that was no picture
+    Column("refusals", Integer, nullable=False),  # in a row: known not to have been accepted
+    Column("crashes", Integer, nullable=False),  # attempts whose worker died
+    Column("created_at", UtcTime, nullable=False),
+    Column("started_at", UtcTime),
+    Column("completed_at", UtcTime),
+    Column("error", _JSON),  # {code, message, retryable, billed}
+    # The picture that it points at.
+    Column("image_attempt", Integer),
+    Column("image_content_type", String(20)),
+    Column("image_width", Integer),
+    Column("image_height", Integer),
+    Column("image_bytes", Integer),
+    Column("image_sha256", String(64)),
+    Index("ix_jobs_claim", "backend", "rank", "id", **_partial("status = 'queued' AND ready")),
+    Index("ix_jobs_not_ready", "ready_at", **_partial("status = 'queued' AND NOT ready")),
+    Index("ix_jobs_queue_until", "queue_until", **_partial("status = 'queued'")),
+    Index("ix_jobs_deadline_at", "deadline_at", **_partial("status = 'queued' AND deadline_at IS NOT NULL")),
+    Index("ix_jobs_lease_until", "lease_until", **_partial("status = 'running'")),
+    Index("ix_jobs_project_id_id", "project_id", "id"),
+    Index("ix_jobs_project_id_status_id", "project_id", "status", "id"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("job_id", String(40), ForeignKey("jobs.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),  # from 1
+    Column("backend", String(20), nullable=False),
+    Column("worker", String(100), nullable=False),
+    Column("price", Integer, nullable=False),  # millionths of a dollar, at stake from the claim on
+    Column("started_at", UtcTime, nullable=False),
+    Column("deadline_at", UtcTime, nullable=False),  # after it nobody works at it any more
+    Column("completed_at", UtcTime),
+    Column("outcome", String(10), nullable=False),
+    Column("billed", String(7), nullable=False),
+    Column("error", _JSON),  # {code, message}
+    Index("ix_attempts_running", "deadline_at", **_partial("outcome = 'running'")),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("job_id", String(40), ForeignKey("jobs.id"), primary_key=True),
+    Column("sequence", Integer, primary_key=True),
+    Column("id", String(40), nullable=False, unique=True),
+    Column("project_id", String(40), nullable=False),
+    Column("type", String(40), nullable=False),
+    Column("data", _JSON, nullable=False),  # what the job's row will not tell any more once it has moved on
+    Column("created_at", UtcTime, nullable=False),
+)
+
+images = Table(
+    "images",
+    metadata,
+    Column("job_id", String(40), primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("content_type", String(20), nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("bytes", Integer, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("warnings", _JSON, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("data", LargeBinary, nullable=False),  # last: what stands before it is read without it
+)

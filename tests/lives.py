@@ -1,0 +1,79 @@
+"""Jobs brought into a state of their life with the moves themselves, for the tests of every room."""
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+from sqlalchemy import Connection, Row, select, text
+
+from shared import jobs
+from shared.database import Database
+from shared.image_store import Image
+from shared.jobs import Claim
+from shared.tables import Billed, Outcome
+from shared.tables import jobs as table
+
+PRICES: Mapping[str, int] = {"m": 8000}
+
+SUBMISSION: Mapping[str, Any] = {
+    "project_id": "prj_a",
+    "model": "m",
+    "backend_asked": "auto",
+    "backend": "dataoorts",
+    "input": {"prompt": "a red fox"},
+    "metadata": {},
+    "sandbox": True,
+    "deadline_seconds": None,
+    "max_wait_seconds": 3600,
+}
+
+
+def submit(database: Database, **changes: Any) -> Row[Any]:
+    with database.write() as tx:
+        return jobs.submit(tx, **{**SUBMISSION, **changes})
+
+
+def claim_one(database: Database, tx: Connection | None = None) -> Claim:
+    """The next job, claimed as a worker does. Fails if there is none."""
+    with nullcontext(tx) if tx is not None else database.write() as connection:
+        [claim] = jobs.claim(
+            connection, "dataoorts", worker="w", lease_seconds=20, attempt_seconds=60, prices=PRICES
+        )
+    return claim
+
+
+def an_image(claim: Claim, data: bytes = b"picture", **changes: Any) -> Image:
+    values = {
+        "job_id": claim.job_id,
+        "attempt": claim.attempt,
+        "content_type": "image/png",
+        "width": 512,
+        "height": 512,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "warnings": [],
+    }
+    return Image(**{**values, **changes})
+
+
+def ended(database: Database, claim: Claim) -> None:
+    """The claimed job succeeds."""
+    with database.write() as tx:
+        assert jobs.succeed(tx, claim, an_image(claim))
+        jobs.close_attempt(tx, claim.job_id, claim.attempt, Outcome.succeeded, Billed.yes)
+
+
+def job_row(database: Database, job_id: str) -> Row[Any]:
+    with database.read() as connection:
+        return connection.execute(select(table).where(table.c.id == job_id)).one()
+
+
+def plan(database: Database, query: Any) -> str:
+    """How the database would run a query."""
+    explain = "EXPLAIN QUERY PLAN " if database.is_sqlite else "EXPLAIN "
+    with database.read() as connection:
+        compiled = query.compile(
+            database.engine, compile_kwargs={"literal_binds": True, "render_postcompile": True}
+        )
+        return " ".join(str(row) for row in connection.execute(text(explain + str(compiled))))

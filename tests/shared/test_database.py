@@ -1,0 +1,116 @@
+"""The database's clock, its transactions, and what it looks like when it is away."""
+
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import insert, select, text
+
+from shared.database import AWAY, Database, now, now_ms
+from shared.tables import projects
+from tests.servers import PostgresServer
+
+
+def test_the_clock_is_utc_and_takes_offsets(database: Database) -> None:
+    with database.read() as connection:
+        here = connection.scalar(select(now()))
+        later = connection.scalar(select(now(2.5)))
+        earlier = connection.scalar(select(now(-60)))
+        milliseconds = connection.scalar(select(now_ms()))
+    assert here is not None and later is not None and earlier is not None and milliseconds is not None
+    assert here.tzinfo == UTC
+    assert abs(here - datetime.now(UTC)) < timedelta(seconds=5)
+    assert timedelta(seconds=2) < later - here < timedelta(seconds=4)
+    assert timedelta(seconds=58) < here - earlier < timedelta(seconds=62)
+    assert abs(milliseconds / 1000 - here.timestamp()) < 2
+
+
+def test_a_moment_comes_back_as_it_was_written(database: Database) -> None:
+    moment = datetime(2026, 11, 23, 4, 5, 6, 7000, tzinfo=UTC)
+    with database.write() as tx:
+        tx.execute(insert(projects).values(id="prj_1", name="a", created_at=moment))
+    with database.read() as connection:
+        assert connection.scalar(select(projects.c.created_at)) == moment
+        assert connection.scalar(select(projects.c.id).where(projects.c.created_at < moment + timedelta(milliseconds=1)))
+        assert not connection.scalar(select(projects.c.id).where(projects.c.created_at < moment))
+
+
+def test_the_clock_moves_within_a_transaction(postgresql_url: str) -> None:
+    database = Database(postgresql_url)
+    with database.write() as tx:
+        first = tx.scalar(select(now()))
+        tx.execute(text("SELECT pg_sleep(0.01)"))
+        second = tx.scalar(select(now()))
+    assert first is not None and second is not None and second > first
+    database.close()
+
+
+def test_sqlite_is_durable_shared_and_shrinkable(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    with database.read() as connection:
+        pragmas = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "auto_vacuum", "foreign_keys", "busy_timeout")
+        }
+    assert pragmas == {
+        "journal_mode": "wal",
+        "synchronous": 2,  # FULL
+        "auto_vacuum": 2,  # INCREMENTAL
+        "foreign_keys": 1,
+        "busy_timeout": 8000,
+    }
+    database.close()
+
+
+def test_hundreds_of_threads_write_through_a_few_connections(database: Database) -> None:
+    errors: list[BaseException] = []
+
+    def write(number: int) -> None:
+        try:
+            for step in range(4):
+                with database.write() as tx:
+                    count = tx.scalar(select(projects.c.id).limit(1))  # a read before the write: what SQLite trips over
+                    name = f"{number}-{step}"
+                    tx.execute(insert(projects).values(id=f"prj_{name}", name=name, created_at=now()))
+                    assert count is None or count
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    with database.read() as connection:
+        assert len(connection.execute(select(projects.c.id)).all()) == 400
+
+
+def test_a_dedicated_connection_is_free_while_all_others_are_taken(postgresql_url: str) -> None:
+    database = Database(postgresql_url, connections=1, wait_seconds=0.2)
+    beat = database.dedicated()
+    with database.write():
+        with beat.write() as tx:
+            assert tx.scalar(text("SELECT 1")) == 1
+        with pytest.raises(AWAY), database.write():
+            pass
+    beat.close()
+    database.close()
+
+
+def test_a_restart_of_postgresql_fails_nobody_after_it(postgres: PostgresServer) -> None:
+    server = PostgresServer()
+    try:
+        server.start(durable=True)
+        database = Database(server.url("postgres"), connections=2)
+        with database.read() as connection:
+            connection.execute(text("SELECT 1"))
+        server.stop()
+        with pytest.raises(AWAY), database.read() as connection:
+            connection.execute(text("SELECT 1"))
+        server.start(durable=True)
+        with database.read() as connection:
+            assert connection.scalar(text("SELECT 1")) == 1
+        database.close()
+    finally:
+        server.close()

@@ -1,0 +1,343 @@
+"""A job's life, on both databases: every move, what it leaves behind, and what it refuses."""
+
+import threading
+from typing import Any
+
+import pytest
+from sqlalchemy import Row, select, text, update
+
+from shared import jobs
+from shared.database import Database, now
+from shared.errors import JobErrorCode
+from shared.jobs import Claim, JobError
+from shared.tables import Billed, Outcome, Status, attempts, events
+from shared.tables import jobs as table
+from tests.lives import PRICES, SUBMISSION, an_image, claim_one, ended, job_row, plan, submit
+
+
+def event_types(database: Database, job_id: str) -> list[str]:
+    with database.read() as connection:
+        query = select(events.c.type).where(events.c.job_id == job_id).order_by(events.c.sequence)
+        return list(connection.scalars(query))
+
+
+def last_event(database: Database, job_id: str) -> Row[Any]:
+    with database.read() as connection:
+        query = select(events).where(events.c.job_id == job_id).order_by(events.c.sequence.desc()).limit(1)
+        return connection.execute(query).one()
+
+
+def attempt_row(database: Database, job_id: str, number: int = 1) -> Row[Any]:
+    with database.read() as connection:
+        query = select(attempts).where(attempts.c.job_id == job_id, attempts.c.number == number)
+        return connection.execute(query).one()
+
+
+def let_lease_lapse(database: Database, claim: Claim) -> None:
+    with database.write() as tx:
+        tx.execute(update(table).where(table.c.id == claim.job_id).values(lease_until=now(-1)))
+
+
+AN_ERROR = JobError(JobErrorCode.rejected, "no", False, Billed.no)
+
+
+def test_a_submitted_job_is_queued_with_its_first_event(database: Database) -> None:
+    job = submit(database)
+    assert (job.status, job.sequence, job.attempts, job.fence, job.ready) == ("queued", 1, 0, 0, True)
+    assert event_types(database, job.id) == ["job.queued"]
+
+
+def test_a_claim_starts_an_attempt_that_counts_as_unknown_until_it_is_closed(database: Database) -> None:
+    job = submit(database)
+    claim = claim_one(database)
+    assert claim.job_id == job.id and claim.attempt == 1 and claim.fence == 1
+    row = job_row(database, job.id)
+    assert row.status == Status.running and row.started_at is not None
+    assert 0 < (row.lease_until - row.started_at).total_seconds() <= 21
+    attempt = attempt_row(database, job.id)
+    assert (attempt.outcome, attempt.billed, attempt.price) == ("running", "unknown", PRICES["m"])
+    assert event_types(database, job.id) == ["job.queued", "job.started"]
+
+
+def test_a_second_claim_of_the_same_job_gets_nothing(database: Database) -> None:
+    submit(database)
+    claim_one(database)
+    with database.write() as tx:
+        assert jobs.claim(tx, "dataoorts", worker="b", lease_seconds=20, attempt_seconds=60, prices=PRICES) == []
+
+
+def test_jobs_are_claimed_in_the_order_of_their_submission(database: Database) -> None:
+    submitted = [submit(database).id for _ in range(5)]
+    assert [claim_one(database).job_id for _ in submitted] == submitted
+
+
+def test_a_claim_takes_as_many_as_it_asks_for_and_only_its_backends_jobs(database: Database) -> None:
+    submitted = [submit(database).id for _ in range(3)]
+    submit(database, backend="diffusers")
+    with database.write() as tx:
+        claims = jobs.claim(
+            tx, "dataoorts", worker="w", lease_seconds=20, attempt_seconds=60, prices=PRICES, limit=10
+        )
+    assert [claim.job_id for claim in claims] == submitted
+
+
+def test_many_claimers_at_once_never_get_the_same_job(database: Database) -> None:
+    submitted = {submit(database).id for _ in range(40)}
+    claimed: list[str] = []
+
+    def claim_until_empty() -> None:
+        while True:
+            with database.write() as tx:
+                got = jobs.claim(tx, "dataoorts", worker="w", lease_seconds=20, attempt_seconds=60, prices=PRICES)
+            if not got:
+                return
+            claimed.append(got[0].job_id)
+
+    threads = [threading.Thread(target=claim_until_empty) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(claimed) == sorted(submitted)
+
+
+def test_a_succeeded_job_points_at_its_picture_and_ends_once(database: Database) -> None:
+    job = submit(database)
+    claim = claim_one(database)
+    image = an_image(claim, warnings=[{"code": "size_differs", "message": "x"}])
+    with database.write() as tx:
+        assert jobs.succeed(tx, claim, image)
+    row = job_row(database, job.id)
+    assert (row.status, row.image_attempt, row.image_sha256) == ("succeeded", 1, image.sha256)
+    assert row.warnings == image.warnings and row.completed_at is not None and row.lease_until is None
+    with database.write() as tx:
+        assert not jobs.succeed(tx, claim, image)
+        assert not jobs.fail(tx, claim, AN_ERROR)
+        assert not jobs.adopt(tx, image)
+        assert not jobs.requeue(tx, claim, reason="transient", after_seconds=0, counts=True)
+        assert not jobs.release(tx, claim, reason="x")
+    assert event_types(database, job.id) == ["job.queued", "job.started", "job.succeeded"]
+    assert job_row(database, job.id).sequence == 3
+
+
+def test_a_slow_worker_cannot_overwrite_its_successor(database: Database) -> None:
+    submit(database)
+    slow = claim_one(database)
+    let_lease_lapse(database, slow)
+    with database.write() as tx:
+        assert jobs.rescue(tx, slow.job_id, slow.fence, max_crashes=3) is Status.queued
+    successor = claim_one(database)
+    assert successor.fence > slow.fence
+    with database.write() as tx:
+        assert not jobs.succeed(tx, slow, an_image(slow))
+        assert not jobs.fail(tx, slow, AN_ERROR)
+        assert not jobs.requeue(tx, slow, reason="transient", after_seconds=0, counts=True)
+        assert not jobs.release(tx, slow, reason="x")
+        assert jobs.renew(tx, [(slow.job_id, slow.fence)], 20) == set()
+    assert job_row(database, slow.job_id).status == Status.running
+
+
+def test_a_late_picture_is_adopted_and_fences_the_successor_out(database: Database) -> None:
+    submit(database)
+    slow = claim_one(database)
+    let_lease_lapse(database, slow)
+    with database.write() as tx:
+        jobs.rescue(tx, slow.job_id, slow.fence, max_crashes=3)
+    successor = claim_one(database)
+    with database.write() as tx:
+        assert jobs.adopt(tx, an_image(slow))
+    row = job_row(database, slow.job_id)
+    assert (row.status, row.image_attempt) == ("succeeded", slow.attempt)
+    with database.write() as tx:
+        assert not jobs.succeed(tx, successor, an_image(successor))
+        assert not jobs.adopt(tx, an_image(successor))
+    assert job_row(database, slow.job_id).image_attempt == slow.attempt
+
+
+def test_a_picture_is_adopted_by_a_job_that_waits_again(database: Database) -> None:
+    submit(database)
+    claim = claim_one(database)
+    with database.write() as tx:
+        jobs.requeue(tx, claim, reason="transient", after_seconds=60, counts=True)
+    with database.write() as tx:
+        assert jobs.adopt(tx, an_image(claim))
+    assert job_row(database, claim.job_id).status == Status.succeeded
+
+
+def test_a_failed_job_says_why(database: Database) -> None:
+    submit(database)
+    claim = claim_one(database)
+    with database.write() as tx:
+        assert jobs.fail(tx, claim, AN_ERROR)
+    row = job_row(database, claim.job_id)
+    assert row.status == Status.failed
+    assert row.error == {"code": "rejected", "message": "no", "retryable": False, "billed": "no"}
+    assert last_event(database, claim.job_id).data["error"] == row.error
+
+
+def test_a_requeued_job_is_not_claimed_before_it_is_due(database: Database) -> None:
+    submit(database)
+    claim = claim_one(database)
+    with database.write() as tx:
+        assert jobs.requeue(tx, claim, reason="transient", after_seconds=60, counts=True)
+    row = job_row(database, claim.job_id)
+    assert (row.status, row.ready, row.failures, row.refusals) == ("queued", False, 1, 0)
+    assert last_event(database, claim.job_id).data["reason"] == "transient"
+    with database.write() as tx:
+        assert not jobs.make_ready(tx, claim.job_id), "not yet"
+        tx.execute(update(table).where(table.c.id == claim.job_id).values(ready_at=now(-1)))
+        assert jobs.make_ready(tx, claim.job_id)
+    assert claim_one(database).attempt == 2
+
+
+def test_what_was_not_accepted_counts_apart_and_only_in_a_row(database: Database) -> None:
+    submit(database)
+    with database.write() as tx:
+        jobs.requeue(tx, claim_one(database, tx), reason="rate_limited", after_seconds=0, counts=False)
+    second = claim_one(database)
+    assert (second.failures, second.refusals) == (0, 1)
+    with database.write() as tx:
+        jobs.requeue(tx, second, reason="transient", after_seconds=0, counts=True)
+    third = claim_one(database)
+    assert (third.failures, third.refusals) == (1, 0)
+
+
+def test_a_released_job_is_claimable_at_once_and_nothing_counts(database: Database) -> None:
+    submit(database)
+    with database.write() as tx:
+        assert jobs.release(tx, claim_one(database, tx), reason="worker_stopping")
+    again = claim_one(database)
+    assert (again.attempt, again.failures, again.refusals, again.crashes) == (2, 0, 0, 0)
+
+
+def test_a_rescue_finds_nothing_to_do_when_the_lease_was_renewed(database: Database) -> None:
+    submit(database)
+    claim = claim_one(database)
+    let_lease_lapse(database, claim)
+    with database.write() as tx:
+        assert jobs.renew(tx, [(claim.job_id, claim.fence)], 20) == {(claim.job_id, claim.fence)}
+        assert jobs.rescue(tx, claim.job_id, claim.fence, max_crashes=3) is None
+    assert job_row(database, claim.job_id).status == Status.running
+
+
+def test_the_last_allowed_crash_fails_the_job(database: Database) -> None:
+    submit(database)
+    for crash in (1, 2, 3):
+        claim = claim_one(database)
+        assert claim.crashes == crash - 1
+        let_lease_lapse(database, claim)
+        with database.write() as tx:
+            status = jobs.rescue(tx, claim.job_id, claim.fence, max_crashes=3)
+        assert status is (Status.failed if crash == 3 else Status.queued)
+    assert job_row(database, claim.job_id).error["code"] == "worker_crashed"
+
+
+def test_no_lease_reaches_beyond_the_hard_deadline_of_its_attempt(database: Database) -> None:
+    submit(database)
+    with database.write() as tx:
+        [claim] = jobs.claim(tx, "dataoorts", worker="w", lease_seconds=20, attempt_seconds=25, prices=PRICES)
+        jobs.renew(tx, [(claim.job_id, claim.fence)], 3600)
+    row = job_row(database, claim.job_id)
+    assert row.lease_until == row.attempt_deadline_at
+
+
+def test_renewing_tells_which_claims_are_still_ours(database: Database) -> None:
+    submit(database), submit(database), submit(database)
+    kept, finished, foreign = (claim_one(database) for _ in range(3))
+    with database.write() as tx:
+        jobs.succeed(tx, finished, an_image(finished))
+        held = [(kept.job_id, kept.fence), (finished.job_id, finished.fence), (foreign.job_id, foreign.fence + 1)]
+        assert jobs.renew(tx, held, 20) == {(kept.job_id, kept.fence)}
+
+
+def test_a_job_past_its_deadline_expires_and_is_not_claimed(database: Database) -> None:
+    job = submit(database, deadline_seconds=1)
+    with database.write() as tx:
+        assert jobs.expire(tx, job.id) is None, "not yet"
+        tx.execute(update(table).values(deadline_at=now(-1)))
+        assert jobs.claim(tx, "dataoorts", worker="w", lease_seconds=20, attempt_seconds=60, prices=PRICES) == []
+        assert jobs.expire(tx, job.id) is Status.expired
+    row = job_row(database, job.id)
+    assert (row.status, row.error["code"], row.error["billed"]) == ("expired", "expired", "no")
+
+
+def test_the_deadline_bounds_the_wait_for_the_first_try_only(database: Database) -> None:
+    job = submit(database, deadline_seconds=1)
+    with database.write() as tx:
+        jobs.requeue(tx, claim_one(database, tx), reason="transient", after_seconds=0, counts=True)
+        tx.execute(update(table).values(deadline_at=now(-1)))
+        assert jobs.expire(tx, job.id) is None
+    assert claim_one(database).job_id == job.id
+
+
+def test_a_job_that_was_only_refused_still_expires_unbilled(database: Database) -> None:
+    job = submit(database, deadline_seconds=1)
+    with database.write() as tx:
+        jobs.requeue(tx, claim_one(database, tx), reason="rate_limited", after_seconds=60, counts=False)
+        tx.execute(update(table).values(deadline_at=now(-1)))
+        assert jobs.expire(tx, job.id) is Status.expired
+
+
+def test_a_job_that_was_tried_gives_up_after_its_time_in_the_queue(database: Database) -> None:
+    job = submit(database)
+    with database.write() as tx:
+        jobs.requeue(tx, claim_one(database, tx), reason="transient", after_seconds=60, counts=True)
+        tx.execute(update(table).values(queue_until=now(-1)))
+        assert jobs.expire(tx, job.id) is Status.failed
+    assert job_row(database, job.id).error["code"] == "gave_up"
+
+
+def test_a_running_job_does_not_expire(database: Database) -> None:
+    job = submit(database, deadline_seconds=1)
+    claim_one(database)
+    with database.write() as tx:
+        tx.execute(update(table).values(deadline_at=now(-1), queue_until=now(-1)))
+        assert jobs.expire(tx, job.id) is None
+
+
+def test_an_attempt_is_closed_once_but_unknown_may_become_known(database: Database) -> None:
+    submit(database)
+    claim = claim_one(database)
+    with database.write() as tx:
+        assert jobs.close_attempt(tx, claim.job_id, 1, Outcome.unknown, Billed.unknown)
+        assert jobs.close_attempt(tx, claim.job_id, 1, Outcome.succeeded, Billed.yes), "it came after all"
+        assert not jobs.close_attempt(tx, claim.job_id, 1, Outcome.failed, Billed.no)
+    attempt = attempt_row(database, claim.job_id)
+    assert (attempt.outcome, attempt.billed) == ("succeeded", "yes") and attempt.completed_at is not None
+
+
+def test_a_transaction_that_breaks_off_leaves_no_move_and_no_event(database: Database) -> None:
+    job = submit(database)
+    with pytest.raises(RuntimeError), database.write() as tx:
+        claim_one(database, tx)
+        raise RuntimeError("power cut")
+    assert job_row(database, job.id).status == Status.queued
+    assert event_types(database, job.id) == ["job.queued"]
+
+
+def test_the_sequence_numbers_the_events_without_a_gap(database: Database) -> None:
+    job = submit(database)
+    for _ in range(3):
+        with database.write() as tx:
+            jobs.release(tx, claim_one(database, tx), reason="x")
+    ended(database, claim_one(database))
+    with database.read() as connection:
+        numbers = list(connection.scalars(select(events.c.sequence).order_by(events.c.sequence)))
+    assert numbers == list(range(1, job_row(database, job.id).sequence + 1))
+
+
+def test_a_claim_is_served_by_its_partial_index(database: Database) -> None:
+    """Enough jobs that a plan without the index would be the worse one, then the plans themselves."""
+    with database.write() as tx:
+        for _ in range(600):
+            jobs.submit(tx, **SUBMISSION)
+        for claim in jobs.claim(
+            tx, "dataoorts", worker="w", lease_seconds=20, attempt_seconds=60, prices=PRICES, limit=400
+        ):
+            jobs.succeed(tx, claim, an_image(claim))
+        tx.execute(text("ANALYZE"))
+    claim = select(table.c.id).where(table.c.backend == "dataoorts", jobs.CLAIMABLE)
+    claim = claim.order_by(table.c.rank, table.c.id).limit(1)
+    assert "ix_jobs_claim" in plan(database, claim)
+    lapsed = select(table.c.id).where(jobs.is_status(Status.running), table.c.lease_until < now())
+    assert "ix_jobs_lease_until" in plan(database, lapsed)

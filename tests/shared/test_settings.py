@@ -1,0 +1,85 @@
+"""Settings: what is refused, and that the refusal names the setting."""
+
+import pytest
+
+from shared import settings
+
+GOOD = {"DARKROOM_SECRET_KEY": "s" * 32}
+
+
+def refusal(**environ: str) -> str:
+    with pytest.raises(settings.SettingsError) as caught:
+        settings.load({**GOOD, **environ})
+    return str(caught.value)
+
+
+def test_a_service_without_a_secret_key_refuses_to_start() -> None:
+    with pytest.raises(settings.SettingsError, match="^DARKROOM_SECRET_KEY: must be set"):
+        settings.load({})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("DARKROOM_SECRET_KEY", "short", "32 characters"),
+        ("DARKROOM_API_KEY", "dk_short", "32 characters"),
+        ("DARKROOM_API_KEY", "dk_" + "x" * 30 + " y", "blanks"),
+        ("DARKROOM_API_KEY", "sk_" + "x" * 40, "dk_"),
+        ("DARKROOM_LEASE_SECONDS", "soon", "number"),
+        ("DARKROOM_LEASE_SECONDS", "2", "greater than or equal to 10"),
+        ("DARKROOM_MAX_ATTEMPTS", "0", "greater than or equal to 1"),
+        ("DARKROOM_MAX_WAIT_SECONDS", "-1", "greater than or equal to 1"),
+        ("DARKROOM_BACKENDS", "midjourney", "midjourney"),
+        ("DARKROOM_BACKENDS", ",", "nothing"),
+        ("DARKROOM_PRICES", "{", "not JSON"),
+        ("DARKROOM_PRICES", '{"a": -1}', "between 0 and 1000"),
+        ("DARKROOM_PRICES", '{"a": "0.0000001"}', "millionth"),
+        ("DARKROOM_PRICES", '{"a": "NaN"}', "a"),
+        ("DARKROOM_IMAGE_STORE", "s3://bucket", "database"),
+        ("DARKROOM_DATABASE_URL", "mysql://x/y", "postgresql://"),
+        ("DARKROOM_REDIS_URL", "127.0.0.1:6379", "redis://"),
+        ("DARKROOM_PUBLIC_URL", "darkroom.example", "http"),
+        ("DARKROOM_SANDBOX", "perhaps", "boolean"),
+        ("DATAOORTS_URL", "ftp://example.org", "http"),
+        ("DATAOORTS_URL", "http://example.org/api/v1", "plain http"),
+    ],
+)
+def test_a_bad_value_is_refused_by_the_name_of_its_setting(name: str, value: str, says: str) -> None:
+    said = refusal(**{name: value})
+    assert said.startswith(f"{name}: ")
+    assert says in said
+
+
+def test_every_bad_setting_is_named_at_once() -> None:
+    said = refusal(DARKROOM_MAX_ATTEMPTS="0", DARKROOM_MAX_CRASHES="x")
+    assert len(said.splitlines()) == 2
+
+
+def test_a_misspelt_setting_is_refused_with_a_guess() -> None:
+    assert "did you mean DARKROOM_LEASE_SECONDS?" in refusal(DARKROOM_LEASE_SECOND="20")
+
+
+def test_no_refusal_shows_a_secret() -> None:
+    said = refusal(DARKROOM_API_KEY="dk_canary", DARKROOM_SECRET_KEY="canary")
+    assert "canary" not in said
+    shown = repr(settings.load({**GOOD, "DATAOORTS_API_KEY": "canary", "DARKROOM_API_KEY": "dk_" + "canary" * 6}))
+    assert "canary" not in shown and GOOD["DARKROOM_SECRET_KEY"] not in shown
+
+
+def test_an_empty_variable_counts_as_not_set() -> None:
+    assert settings.load({**GOOD, "DATAOORTS_API_KEY": "", "DARKROOM_BACKENDS": ""}).dataoorts_api_key is None
+
+
+def test_without_a_database_url_it_is_sqlite_in_the_data_folder() -> None:
+    wanted = settings.load({**GOOD, "DARKROOM_DATA_DIR": "/srv/darkroom"})
+    assert wanted.database_url == "sqlite:////srv/darkroom/darkroom.db"
+
+
+def test_a_redis_socket_is_spelt_as_celery_spells_it() -> None:
+    wanted = settings.load({**GOOD, "DARKROOM_REDIS_URL": "unix:///run/r.sock?db=2"})
+    assert wanted.broker_url == "redis+socket:///run/r.sock?virtual_host=2"
+
+
+def test_plain_http_to_the_vendor_is_for_loopback_and_the_sandbox_only() -> None:
+    assert settings.load({**GOOD, "DATAOORTS_URL": "http://127.0.0.1:9/api/v1"}).dataoorts_url
+    assert settings.load({**GOOD, "DATAOORTS_URL": "http://sandbox:9000/api/v1", "DARKROOM_SANDBOX": "1"}).sandbox
