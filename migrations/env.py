@@ -1,12 +1,14 @@
 """What Alembic runs for every command: the migrations, on the connection that migrations/__init__.py hands over."""
 
+from typing import Any, Literal
+
 from alembic import context
 
 from shared.database import UtcTime
 from shared.tables import metadata
 
 
-def _spell(kind: str, item: object, _autogenerate: object) -> str | bool:
+def _spell(kind: str, item: Any, _autogenerate: object) -> str | Literal[False]:
     """How a type is written in a new migration; False: Alembic's own way."""
     return "UtcTime()" if kind == "type" and isinstance(item, UtcTime) else False
 

@@ -48,7 +48,7 @@ SIDE = Number(256, 2048, 512, multiple_of=8)  # steps of 8: ours (the VAE's), th
 SEED = Number(0, 2**32 - 1, None)  # range: ours
 GUIDANCE = Number(0, 30, 7.5, whole=False)  # range: ours
 
-_SDXL = {
+_SDXL: Mapping[str, Text | Number] = {
     "prompt": PROMPT,
     "negative_prompt": NEGATIVE_PROMPT,
     "width": SIDE,

@@ -27,7 +27,7 @@ BUSY_SECONDS = 8
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """A moment in UTC. On SQLite, text in the form that its own clock writes, milliseconds, so that texts sort as times."""
+    """A moment in UTC. On SQLite, text as its own clock writes it, milliseconds, so that texts sort as times."""
 
     impl = String(23)
     cache_ok = True
@@ -109,7 +109,7 @@ class Database:
         """One transaction that commits at the end of the block, or leaves nothing behind if the block raises."""
         with self._writer, self.engine.connect() as connection, connection.begin():
             if self.is_sqlite:
-                # IMMEDIATE: a transaction that reads first and writes then can fail at once, whatever busy_timeout says.
+                # IMMEDIATE: one that reads first and writes then can fail at once, whatever busy_timeout says.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
 
@@ -120,7 +120,7 @@ class Database:
             yield connection
 
     def dedicated(self) -> "Database":
-        """The same database over one connection of its own, for what must not queue behind the others (the heartbeat)."""
+        """The same database over one connection of its own, for what must not queue behind the rest (the heartbeat)."""
         twin = Database(self.url, connections=1, wait_seconds=self._wait_seconds)
         twin._writer = self._writer
         return twin
@@ -130,7 +130,8 @@ class Database:
 
 
 def _engine(url: str, connections: int, wait_seconds: float) -> Engine:
-    pool = {"pool_size": connections, "max_overflow": 0, "pool_timeout": wait_seconds}
+    # hide_parameters: the message of a failed statement would carry prompts into the log.
+    pool = {"pool_size": connections, "max_overflow": 0, "pool_timeout": wait_seconds, "hide_parameters": True}
     if url.startswith("sqlite"):
         # isolation_level None: the driver begins nothing by itself; write() does.
         engine = create_engine(
@@ -138,11 +139,21 @@ def _engine(url: str, connections: int, wait_seconds: float) -> Engine:
         )
         event.listen(engine, "connect", _prepare_sqlite)
         return engine
-    guards = f"-c statement_timeout={15_000} -c lock_timeout={BUSY_SECONDS * 1000} -c idle_in_transaction_session_timeout={30_000}"
+    limits = {  # milliseconds
+        "statement_timeout": 15_000,
+        "lock_timeout": BUSY_SECONDS * 1000,
+        "idle_in_transaction_session_timeout": 30_000,
+    }
+    guards = " ".join(f"-c {name}={value}" for name, value in limits.items())
     return create_engine(
         url,
         pool_pre_ping=True,  # after a restart of the server, each stale connection would fail somebody's request
-        connect_args={"connect_timeout": 5, "options": guards, "tcp_user_timeout": 10_000, "application_name": "darkroom"},
+        connect_args={
+            "connect_timeout": 5,
+            "options": guards,
+            "tcp_user_timeout": 10_000,
+            "application_name": "darkroom",
+        },
         **pool,
     )
 

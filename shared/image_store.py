@@ -76,7 +76,12 @@ class DatabaseImageStore:
 
     def page(self, after: tuple[str, int], limit: int) -> list[tuple[str, int]]:
         place = tuple_(images.c.job_id, images.c.attempt)
-        query = select(images.c.job_id, images.c.attempt).where(place > tuple_(*map(literal, after))).order_by(*images.primary_key).limit(limit)
+        query = (
+            select(images.c.job_id, images.c.attempt)
+            .where(place > tuple_(*map(literal, after)))
+            .order_by(*images.primary_key)
+            .limit(limit)
+        )
         with self._database.read() as connection:
             return [(row.job_id, row.attempt) for row in connection.execute(query)]
 

@@ -267,9 +267,7 @@ def requeue(tx: Connection, claim: Claim, *, reason: str, after_seconds: float, 
 
 def release(tx: Connection, claim: Claim, *, reason: str) -> bool:
     """Back into the queue at once: claimed, and nothing sent."""
-    job = _move(
-        tx, claim.job_id, Status.queued, allowed=(Status.running,), mine=claim.fence, reason=reason, **_LET_GO
-    )
+    job = _move(tx, claim.job_id, Status.queued, allowed=(Status.running,), mine=claim.fence, reason=reason, **_LET_GO)
     return job is not None
 
 
@@ -394,9 +392,7 @@ def _move(
     guards = [jobs.c.id == job_id, jobs.c.status.in_(allowed), *conditions]
     if mine is not None:
         guards.append(jobs.c.fence == mine)
-    statement = (
-        update(jobs).where(*guards).values(status=to, sequence=jobs.c.sequence + 1, **changes).returning(jobs)
-    )
+    statement = update(jobs).where(*guards).values(status=to, sequence=jobs.c.sequence + 1, **changes).returning(jobs)
     job = tx.execute(statement).one_or_none()
     if job is not None:
         _record(tx, job, to, {"reason": reason} if reason else {})

@@ -75,7 +75,7 @@ class Settings(BaseModel):
     def _api_key_has_the_shape(cls, value: str | None) -> str | None:
         if value is not None and not (value.startswith("dk_") and len(value) >= 32 and value.isascii()):
             raise ValueError("must be an ASCII string of 32 characters or more that starts with dk_")
-        if value is not None and not value.isprintable() or value is not None and " " in value:
+        if (value is not None and not value.isprintable()) or (value is not None and " " in value):
             raise ValueError("must hold no blanks or control characters")
         return value
 
@@ -131,7 +131,9 @@ class Settings(BaseModel):
     def _vendor_key_travels_encrypted(self) -> Self:
         parts = urlsplit(self.dataoorts_url)
         if parts.scheme == "http" and parts.hostname not in LOOPBACK_HOSTS and not self.sandbox:
-            raise ValueError("DATAOORTS_URL: plain http would show the key to the network; use https (http only to loopback)")
+            raise ValueError(
+                "DATAOORTS_URL: plain http would show the key to the network; use https (http only to loopback)"
+            )
         return self
 
     @model_validator(mode="after")
@@ -166,6 +168,7 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings
             near = difflib.get_close_matches(name, known, 1)
             lines.append(f"{name}: no such setting" + (f"; did you mean {near[0]}?" if near else ""))
     values = {field: environ[name] for name, field in known.items() if environ.get(name)} | overrides
+    settings = None
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
@@ -175,7 +178,7 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings
             if problem["type"] == "missing":
                 what = "must be set; `openssl rand -hex 32` makes one" if field == "secret_key" else "must be set"
             lines.append(f"{variable(field)}: {what}" if field else what)
-    if lines:
+    if lines or settings is None:
         raise SettingsError("\n".join(lines))
     return settings
 

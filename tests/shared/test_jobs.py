@@ -4,7 +4,7 @@ import threading
 from typing import Any
 
 import pytest
-from sqlalchemy import Row, select, text, update
+from sqlalchemy import Row, select, update
 
 from shared import jobs
 from shared.database import Database, now
@@ -12,7 +12,7 @@ from shared.errors import JobErrorCode
 from shared.jobs import Claim, JobError
 from shared.tables import Billed, Outcome, Status, attempts, events
 from shared.tables import jobs as table
-from tests.lives import PRICES, SUBMISSION, an_image, claim_one, ended, job_row, plan, submit
+from tests.lives import PRICES, an_image, claim_one, ended, job_row, many, plan, submit
 
 
 def event_types(database: Database, job_id: str) -> list[str]:
@@ -75,9 +75,7 @@ def test_a_claim_takes_as_many_as_it_asks_for_and_only_its_backends_jobs(databas
     submitted = [submit(database).id for _ in range(3)]
     submit(database, backend="diffusers")
     with database.write() as tx:
-        claims = jobs.claim(
-            tx, "dataoorts", worker="w", lease_seconds=20, attempt_seconds=60, prices=PRICES, limit=10
-        )
+        claims = jobs.claim(tx, "dataoorts", worker="w", lease_seconds=20, attempt_seconds=60, prices=PRICES, limit=10)
     assert [claim.job_id for claim in claims] == submitted
 
 
@@ -221,7 +219,7 @@ def test_a_rescue_finds_nothing_to_do_when_the_lease_was_renewed(database: Datab
 
 
 def test_the_last_allowed_crash_fails_the_job(database: Database) -> None:
-    submit(database)
+    job = submit(database)
     for crash in (1, 2, 3):
         claim = claim_one(database)
         assert claim.crashes == crash - 1
@@ -229,7 +227,7 @@ def test_the_last_allowed_crash_fails_the_job(database: Database) -> None:
         with database.write() as tx:
             status = jobs.rescue(tx, claim.job_id, claim.fence, max_crashes=3)
         assert status is (Status.failed if crash == 3 else Status.queued)
-    assert job_row(database, claim.job_id).error["code"] == "worker_crashed"
+    assert job_row(database, job.id).error["code"] == "worker_crashed"
 
 
 def test_no_lease_reaches_beyond_the_hard_deadline_of_its_attempt(database: Database) -> None:
@@ -308,9 +306,14 @@ def test_an_attempt_is_closed_once_but_unknown_may_become_known(database: Databa
 
 def test_a_transaction_that_breaks_off_leaves_no_move_and_no_event(database: Database) -> None:
     job = submit(database)
-    with pytest.raises(RuntimeError), database.write() as tx:
-        claim_one(database, tx)
-        raise RuntimeError("power cut")
+
+    def break_off() -> None:
+        with database.write() as tx:
+            claim_one(database, tx)
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        break_off()
     assert job_row(database, job.id).status == Status.queued
     assert event_types(database, job.id) == ["job.queued"]
 
@@ -328,14 +331,8 @@ def test_the_sequence_numbers_the_events_without_a_gap(database: Database) -> No
 
 def test_a_claim_is_served_by_its_partial_index(database: Database) -> None:
     """Enough jobs that a plan without the index would be the worse one, then the plans themselves."""
-    with database.write() as tx:
-        for _ in range(600):
-            jobs.submit(tx, **SUBMISSION)
-        for claim in jobs.claim(
-            tx, "dataoorts", worker="w", lease_seconds=20, attempt_seconds=60, prices=PRICES, limit=400
-        ):
-            jobs.succeed(tx, claim, an_image(claim))
-        tx.execute(text("ANALYZE"))
+    many(database, 500, status="succeeded", lease_until=None)
+    many(database, 300)
     claim = select(table.c.id).where(table.c.backend == "dataoorts", jobs.CLAIMABLE)
     claim = claim.order_by(table.c.rank, table.c.id).limit(1)
     assert "ix_jobs_claim" in plan(database, claim)

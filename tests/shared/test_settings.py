@@ -14,7 +14,7 @@ def refusal(**environ: str) -> str:
 
 
 def test_a_service_without_a_secret_key_refuses_to_start() -> None:
-    with pytest.raises(settings.SettingsError, match="^DARKROOM_SECRET_KEY: must be set"):
+    with pytest.raises(settings.SettingsError, match=r"^DARKROOM_SECRET_KEY: must be set"):
         settings.load({})
 
 

@@ -1,0 +1,84 @@
+"""The heartbeat: it renews what this process holds and nothing else, and finds out what it lost."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from sqlalchemy import event, update
+
+from shared import jobs
+from shared.database import Database, now
+from shared.tables import jobs as table
+from tests.lives import PRICES, SUBMISSION, claim_one, job_row, submit
+from worker.leases import Leases
+
+
+@pytest.fixture
+def leases(database: Database) -> Iterator[Leases]:
+    leases = Leases(database, 20)
+    leases.start()
+    yield leases
+    leases.close()
+
+
+def test_a_beat_renews_what_is_held_and_only_that(database: Database, leases: Leases) -> None:
+    submit(database), submit(database)
+    held, other = claim_one(database), claim_one(database)
+    with database.write() as tx:
+        tx.execute(update(table).values(lease_until=now(1)))
+    before = {claim.job_id: job_row(database, claim.job_id).lease_until for claim in (held, other)}
+    with leases.holding(held):
+        leases.renew()
+    assert job_row(database, held.job_id).lease_until > before[held.job_id]
+    assert job_row(database, other.job_id).lease_until == before[other.job_id]
+
+
+def test_what_was_let_go_is_not_renewed(database: Database, leases: Leases) -> None:
+    submit(database)
+    claim = claim_one(database)
+    with leases.holding(claim):
+        pass
+    before = job_row(database, claim.job_id).lease_until
+    leases.renew()
+    assert job_row(database, claim.job_id).lease_until == before
+
+
+def test_a_claim_that_somebody_else_decided_about_is_known_as_lost(database: Database, leases: Leases) -> None:
+    submit(database), submit(database)
+    kept, taken = claim_one(database), claim_one(database)
+    with leases.holding(kept), leases.holding(taken):
+        with database.write() as tx:
+            tx.execute(update(table).where(table.c.id == taken.job_id).values(lease_until=now(-1)))
+            jobs.rescue(tx, taken.job_id, taken.fence, max_crashes=3)
+        leases.renew()
+        assert leases.lost(taken) and not leases.lost(kept)
+    assert not leases.lost(taken), "forgotten once it is let go"
+
+
+def test_the_heartbeat_beats_by_itself(database: Database) -> None:
+    submit(database)
+    claim = claim_one(database)
+    leases = Leases(database, 0.2)  # a beat every 50 ms
+    beaten = threading.Event()
+    event.listen(leases._database.engine, "commit", lambda _connection: beaten.set())
+    leases.start()
+    with leases.holding(claim):
+        assert beaten.wait(10)
+    leases.close()
+
+
+def test_more_claims_than_one_statement_takes_are_all_renewed(database: Database, leases: Leases) -> None:
+    with database.write() as tx:
+        for _ in range(30):
+            jobs.submit(tx, **SUBMISSION)
+        claims = jobs.claim(tx, "dataoorts", worker="w", lease_seconds=20, attempt_seconds=60, prices=PRICES, limit=30)
+        tx.execute(update(table).values(lease_until=now(1)))
+    leases.CHUNK = 7
+    with ExitStack() as stack:
+        for claim in claims:
+            stack.enter_context(leases.holding(claim))
+        leases.renew()
+    with database.read() as connection:
+        lapsing = connection.execute(table.select().where(table.c.lease_until < now(5))).all()
+    assert lapsing == []

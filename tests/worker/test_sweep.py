@@ -1,0 +1,258 @@
+"""The repairs, on both databases: what each finds, and that two sweeps at once do no harm."""
+
+import threading
+
+import pytest
+from celery import Celery
+from sqlalchemy import select, update
+from sqlalchemy.exc import OperationalError
+
+from shared import jobs, tickets
+from shared.database import Database, now
+from shared.errors import JobErrorCode
+from shared.image_store import DatabaseImageStore
+from shared.jobs import JobError
+from shared.tables import Billed, Status, attempts, events
+from shared.tables import jobs as table
+from tests.lives import PRICES, SUBMISSION, an_image, claim_one, ended, job_row, many, plan, submit
+from worker.sweep import Sweep, queued_and_due
+
+
+class SilentBell(tickets.Bell):
+    """Writes down who was rung for, instead of ringing."""
+
+    def __init__(self) -> None:
+        super().__init__(Celery())
+        self.rung: list[tuple[str, int, int]] = []
+
+    def ring(self, backend: str, jobs: int = 1, *, up_to: int = tickets.ENOUGH) -> None:
+        self.rung.append((backend, jobs, up_to))
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.time = 100.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+def a_sweep(database: Database, clock: Clock | None = None, bell: SilentBell | None = None) -> Sweep:
+    return Sweep(
+        database,
+        DatabaseImageStore(database),
+        bell or SilentBell(),
+        ["dataoorts"],
+        max_crashes=3,
+        clock=clock or Clock(),
+    )
+
+
+def lapse(database: Database) -> None:
+    with database.write() as tx:
+        tx.execute(update(table).where(table.c.status == "running").values(lease_until=now(-1)))
+
+
+def attempt_of(database: Database, job_id: str, number: int = 1) -> tuple[str, str]:
+    query = select(attempts.c.outcome, attempts.c.billed)
+    with database.read() as connection:
+        row = connection.execute(query.where(attempts.c.job_id == job_id, attempts.c.number == number)).one()
+    return row.outcome, row.billed
+
+
+def test_a_lapsed_lease_is_rescued_only_when_it_was_seen_twice_five_seconds_apart(database: Database) -> None:
+    job = submit(database)
+    claim_one(database)
+    lapse(database)
+    clock = Clock()
+    sweep = a_sweep(database, clock)
+    sweep.rescue_lapsed()
+    clock.time += 4.9
+    sweep.rescue_lapsed()
+    assert job_row(database, job.id).status == Status.running
+    clock.time += 0.2
+    sweep.rescue_lapsed()
+    row = job_row(database, job.id)
+    assert (row.status, row.crashes) == ("queued", 1)
+    assert attempt_of(database, job.id) == ("unknown", "unknown")
+
+
+def test_a_worker_that_renews_after_an_outage_keeps_its_job(database: Database) -> None:
+    job = submit(database)
+    claim = claim_one(database)
+    lapse(database)
+    clock = Clock()
+    sweep = a_sweep(database, clock)
+    sweep.rescue_lapsed()
+    with database.write() as tx:
+        jobs.renew(tx, [(claim.job_id, claim.fence)], 20)
+    lapse(database)  # and it lapses again: another lease, seen for the first time
+    clock.time += 6
+    sweep.rescue_lapsed()
+    assert job_row(database, job.id).status == Status.running
+
+
+def test_a_picture_that_was_stored_before_the_crash_is_adopted_and_not_paid_again(database: Database) -> None:
+    job = submit(database)
+    claim = claim_one(database)
+    DatabaseImageStore(database).put(an_image(claim, b"paid"), b"paid")
+    lapse(database)
+    clock = Clock()
+    sweep = a_sweep(database, clock)
+    sweep.rescue_lapsed()
+    clock.time += 5
+    sweep.rescue_lapsed()
+    row = job_row(database, job.id)
+    assert (row.status, row.image_attempt, row.crashes) == ("succeeded", 1, 0)
+    assert attempt_of(database, job.id) == ("succeeded", "yes")
+
+
+def test_jobs_that_waited_too_long_end(database: Database) -> None:
+    impatient, patient = submit(database, deadline_seconds=1), submit(database)
+    with database.write() as tx:
+        tx.execute(update(table).where(table.c.id == impatient.id).values(deadline_at=now(-1)))
+    sweep = a_sweep(database)
+    sweep.expire_too_old()
+    assert job_row(database, impatient.id).status == Status.expired
+    assert job_row(database, patient.id).status == Status.queued
+    with database.write() as tx:
+        tx.execute(update(table).where(table.c.id == patient.id).values(queue_until=now(-1)))
+    sweep.expire_too_old()
+    assert job_row(database, patient.id).status == Status.expired
+
+
+def test_what_backs_off_becomes_ready_when_it_is_due(database: Database) -> None:
+    due, later = submit(database), submit(database)
+    with database.write() as tx:
+        for pause in (60, 600):
+            jobs.requeue(tx, claim_one(database, tx), reason="transient", after_seconds=pause, counts=True)
+        tx.execute(update(table).where(table.c.id == due.id).values(ready_at=now(-1)))
+    a_sweep(database).ready_what_is_due()
+    assert job_row(database, due.id).ready
+    assert not job_row(database, later.id).ready
+
+
+def test_an_attempt_that_nobody_closed_ends_as_unknown(database: Database) -> None:
+    job = submit(database)
+    ended_claim = claim_one(database)
+    with database.write() as tx:
+        jobs.succeed(tx, ended_claim, an_image(ended_claim))  # and dies before it closes the attempt
+    sweep = a_sweep(database)
+    sweep.close_abandoned_attempts()
+    assert attempt_of(database, job.id) == ("running", "unknown"), "its time is not over yet"
+    with database.write() as tx:
+        tx.execute(update(attempts).values(deadline_at=now(-61)))
+    sweep.close_abandoned_attempts()
+    assert attempt_of(database, job.id) == ("unknown", "unknown")
+
+
+def test_pictures_that_nothing_points_at_are_removed_and_no_others(database: Database) -> None:
+    store = DatabaseImageStore(database)
+    submit(database)
+    loser = claim_one(database)
+    lapse(database)
+    with database.write() as tx:
+        jobs.rescue(tx, loser.job_id, loser.fence, max_crashes=3)
+    winner = claim_one(database)
+    for claim in (loser, winner):
+        store.put(an_image(claim, b"x"), b"x")
+    ended(database, winner)
+    submit(database)
+    at_work = claim_one(database)
+    store.put(an_image(at_work, b"y"), b"y")  # put, and about to be pointed at
+    sweep = a_sweep(database)
+    sweep.forget_unpointed_images()
+    assert [image.attempt for image in store.of_job(winner.job_id)] == [winner.attempt]
+    assert len(store.of_job(at_work.job_id)) == 1
+
+
+def test_the_walk_over_the_pictures_begins_again_at_its_end(database: Database) -> None:
+    store = DatabaseImageStore(database)
+    sweep = a_sweep(database)
+    sweep.LIMIT = 2
+    for _ in range(3):
+        submit(database)
+        claim = claim_one(database)
+        store.put(an_image(claim), b"picture")
+        with database.write() as tx:
+            jobs.fail(tx, claim, JobError(JobErrorCode.rejected, "", False, Billed.no))
+    for _ in range(4):
+        sweep.forget_unpointed_images()
+    assert store.page(("", 0), 10) == []
+
+
+def test_the_bell_is_rung_for_what_is_ready_and_no_more(database: Database) -> None:
+    bell = SilentBell()
+    sweep = a_sweep(database, bell=bell)
+    sweep.ring()
+    assert bell.rung == []
+    for _ in range(3):
+        submit(database)
+    claim_one(database)
+    sweep.ring()
+    assert bell.rung == [("dataoorts", 2, 2)]
+
+
+def test_one_repair_that_fails_does_not_keep_the_others_from_being_made(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bell = SilentBell()
+    sweep = a_sweep(database, bell=bell)
+    submit(database)
+
+    def broken() -> bool:
+        raise ZeroDivisionError
+
+    def away() -> bool:
+        raise OperationalError("SELECT", {}, Exception("gone"))
+
+    broken.__name__ = away.__name__ = "x"
+    monkeypatch.setattr(sweep, "rescue_lapsed", broken)
+    monkeypatch.setattr(sweep, "expire_too_old", away)
+    sweep.round()
+    assert bell.rung
+
+
+def test_two_sweeps_at_once_do_no_harm(database: Database) -> None:
+    with database.write() as tx:
+        for _ in range(30):
+            jobs.submit(tx, **SUBMISSION)
+        jobs.claim(tx, "dataoorts", worker="w", lease_seconds=20, attempt_seconds=60, prices=PRICES, limit=30)
+    lapse(database)
+    clock = Clock()
+    sweeps = [a_sweep(database, clock) for _ in range(2)]
+    for sweep in sweeps:
+        sweep.rescue_lapsed()
+    clock.time += 6
+    threads = [threading.Thread(target=sweep.round) for sweep in sweeps]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with database.read() as connection:
+        assert set(connection.scalars(select(table.c.crashes))) == {1}
+        assert len(connection.execute(select(events.c.id).where(events.c.type == "job.queued")).all()) == 60
+
+
+def test_a_sweep_says_when_more_is_left_to_do(database: Database) -> None:
+    for _ in range(3):
+        submit(database, deadline_seconds=1)
+    with database.write() as tx:
+        tx.execute(update(table).values(deadline_at=now(-1)))
+    sweep = a_sweep(database)
+    sweep.LIMIT = 2
+    assert sweep.round() is True
+    assert sweep.round() is False
+    with database.read() as connection:
+        assert set(connection.scalars(select(table.c.status))) == {"expired"}
+
+
+def test_what_the_sweep_looks_for_is_found_by_its_indexes(database: Database) -> None:
+    """Enough jobs that a plan without the index would be the worse one, then the plans themselves."""
+    many(database, 600)
+    for column, index in (
+        (table.c.queue_until, "ix_jobs_queue_until"),
+        (table.c.deadline_at, "ix_jobs_deadline_at"),
+    ):
+        assert index in plan(database, queued_and_due(column).limit(10))
+    assert "ix_jobs_not_ready" in plan(database, queued_and_due(table.c.ready_at, ~table.c.ready).limit(10))

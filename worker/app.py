@@ -1,0 +1,105 @@
+"""Celery and the worker's wiring. Started by Celery's own command; the lines stand in the Procfile.
+
+    celery -A worker.app worker -P threads -c 200 -Q generate.dataoorts
+
+Pool `threads`: a hosted backend's worker waits on the network, 200 calls at once in one process, and the pool is the
+one that neither loses nor stalls at that (the measurements stand in docs/decisions.md).
+"""
+
+import logging
+import os
+import socket
+import sys
+import threading
+from typing import Any
+
+from celery import Celery, signals
+
+from shared import catalogue, settings, tickets
+from shared.database import Database
+from shared.image_store import open_image_store
+from shared.settings import Settings
+from worker import tasks
+from worker.backends.base import Backend
+from worker.backends.dataoorts import Dataoorts
+from worker.generation import Generation
+from worker.leases import Leases
+
+log = logging.getLogger(__name__)
+
+app = Celery("darkroom")
+
+
+def _refuse(why: object) -> None:
+    sys.exit(f"darkroom worker can't start:\n{why}")
+
+
+@app.on_configure.connect
+def _configure(sender: Celery, **_: Any) -> None:
+    try:
+        sender.conf.update(tickets.configuration(settings.load()))
+    except settings.SettingsError as error:
+        _refuse(error)
+
+
+class Worker:
+    """What this process works with, made once, before it takes its first ticket."""
+
+    def __init__(self, wanted: Settings, queues: set[str], slots: int) -> None:
+        self.stopping = threading.Event()
+        self.database = Database(wanted.database_url, connections=10, wait_seconds=30)
+        images = open_image_store(wanted.image_store, self.database)
+        self.leases = Leases(self.database, wanted.lease_seconds)
+        self.backends = [_backend(name, wanted, slots) for name in wanted.backends if tickets.queue_of(name) in queues]
+        self.generations = {
+            backend.name: Generation(
+                database=self.database,
+                images=images,
+                backend=backend,
+                leases=self.leases,
+                worker=f"{socket.gethostname()}:{os.getpid()}",
+                prices=_prices(wanted),
+                max_attempts=wanted.max_attempts,
+                lease_seconds=wanted.lease_seconds,
+                stopping=self.stopping,
+            )
+            for backend in self.backends
+        }
+
+    def start(self) -> None:
+        for backend in self.backends:
+            backend.load()
+        self.leases.start()
+
+    def close(self) -> None:
+        for backend in self.backends:
+            backend.close()
+        self.leases.close()
+        self.database.close()
+
+
+def _backend(name: str, wanted: Settings, slots: int) -> Backend:
+    if not wanted.dataoorts_api_key:
+        _refuse(
+            "DATAOORTS_API_KEY: must be set. Without a key, let the sandbox stand in for the vendor: `./dev up` does, "
+            "and docker-compose.yml says how."
+        )
+    return Dataoorts(wanted.dataoorts_url, str(wanted.dataoorts_api_key), slots=slots)
+
+
+def _prices(wanted: Settings) -> dict[str, int]:
+    return {name: round(catalogue.price_usd(name, wanted.prices) * 1_000_000) for name in catalogue.MODELS}
+
+
+@signals.worker_init.connect
+def _start(sender: Any, **_: Any) -> None:
+    """Before Celery takes the first ticket. An exception here would only be logged, so what is wrong exits."""
+    queues = set(sender.app.amqp.queues.consume_from)
+    worker = Worker(settings.load(), queues, sender.concurrency)
+    if not worker.generations:
+        _refuse(f"none of the queues {', '.join(sorted(queues))} belongs to a backend of DARKROOM_BACKENDS")
+    worker.start()
+    tasks.register(sender.app, worker.generations)
+    # Celery keeps weak references to receivers: these live as long as the worker does.
+    signals.worker_shutting_down.connect(lambda **_: worker.stopping.set(), weak=False)
+    signals.worker_shutdown.connect(lambda **_: worker.close(), weak=False)

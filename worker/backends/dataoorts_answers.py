@@ -1,0 +1,271 @@
+"""What the vendor's answer means: one table, and the reading that leads to it. Pure: no network, no clock but one.
+
+The vendor documents no errors. Its models, parameters and envelope are Cloudflare Workers AI's, so that one's codes
+are expected; whatever else comes is judged by the words of the error, then by the HTTP status.
+
+Success is told by the content alone: the labels of this vendor's kind are known to be wrong.
+"""
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from worker.backends.base import Billed, Failure, Kind
+from worker.picture import image_format
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of the table. It fits if one of its codes was named, or if the status fits and the words were said."""
+
+    kind: Kind
+    billed: Billed
+    codes: frozenset[int] = frozenset()
+    statuses: frozenset[int] = frozenset()
+    words: str = ""  # a pattern; empty: the status alone decides
+
+
+def _numbers(*statuses: int | range) -> frozenset[int]:
+    return frozenset(number for entry in statuses for number in (entry if isinstance(entry, range) else (entry,)))
+
+
+_OK = range(200, 300)
+_ANY_4XX = range(400, 500)
+_ANY_5XX = range(500, 600)
+
+#: The table: the first line that fits holds. Codes stand before words, words before bare statuses. Words are believed
+#: only beside a status that goes with them: an error text may quote the prompt, and a prompt may say anything.
+RULES: tuple[Rule, ...] = (
+    # Codes of Cloudflare Workers AI, in any status. One status, 429, is three things: the codes tell them apart.
+    Rule(Kind.quota_exhausted, Billed.no, codes=_numbers(3036, 4006)),
+    Rule(Kind.unsafe, Billed.no, codes=_numbers(3030, 8007)),
+    Rule(Kind.rate_limited, Billed.no, codes=_numbers(3021)),
+    Rule(Kind.transient, Billed.no, codes=_numbers(3040)),  # no capacity
+    Rule(Kind.transient, Billed.unknown, codes=_numbers(3007, 3008)),  # it timed out in there, perhaps while drawing
+    Rule(Kind.auth_failed, Billed.no, codes=_numbers(10000)),
+    Rule(Kind.rejected, Billed.no, codes=_numbers(5004, 5006, 5007, 3006)),
+    # Words, for errors without a known code.
+    Rule(
+        Kind.unsafe,
+        Billed.no,
+        statuses=_numbers(_OK, 400, 403, 422, 451),
+        words=r"nsfw|content[ _-]?(moderation|policy|filter)|safety (system|filter|checker)|flagged",
+    ),
+    Rule(
+        Kind.quota_exhausted,
+        Billed.no,
+        statuses=_numbers(_OK, 400, 402, 403, 429),
+        words=r"daily free allocation|insufficient (credit|balance|fund)|out of credits|quota|payment required",
+    ),
+    Rule(Kind.rate_limited, Billed.no, statuses=_numbers(_OK, 403, 503), words=r"rate.?limit|too many requests"),
+    Rule(
+        Kind.auth_failed,
+        Billed.no,
+        statuses=_numbers(_OK, 400),
+        words=r"(invalid|wrong|missing|expired|revoked|incorrect).{0,20}(api.?key|token|credential)|unauthori[sz]ed"
+        r"|authenticat|forbidden",
+    ),
+    Rule(
+        Kind.rejected, Billed.no, statuses=_numbers(_OK), words=r"bad input|invalid (input|request|param)|must be [<>]"
+    ),
+    Rule(
+        Kind.transient,
+        Billed.no,
+        statuses=_numbers(_OK),
+        words=r"capacity|overloaded|unavailable|internal (server )?err",
+    ),
+    # Statuses.
+    Rule(Kind.bad_output, Billed.no, statuses=_numbers(_OK)),  # an error of a sort that nobody knows, with status 200
+    # A redirect is never followed. The address in the settings is wrong or has moved: the operator must mend it.
+    Rule(Kind.auth_failed, Billed.no, statuses=_numbers(range(300, 400))),
+    Rule(Kind.auth_failed, Billed.no, statuses=_numbers(401, 403, 407)),
+    Rule(Kind.quota_exhausted, Billed.no, statuses=_numbers(402)),
+    Rule(Kind.rate_limited, Billed.no, statuses=_numbers(429)),
+    Rule(Kind.transient, Billed.no, statuses=_numbers(408, 409, 421, 423, 425)),
+    Rule(Kind.rejected, Billed.no, statuses=_numbers(_ANY_4XX)),
+    # A gateway gave up waiting: the picture may have been made behind it.
+    Rule(Kind.transient, Billed.unknown, statuses=_numbers(502, 504, 520, 522, 524)),
+    Rule(Kind.transient, Billed.no, statuses=_numbers(_ANY_5XX)),
+    Rule(Kind.transient, Billed.unknown, statuses=_numbers(range(1000))),  # no status that HTTP knows
+)
+
+_SENTENCES = {
+    Kind.transient: "the vendor could not make the picture now",
+    Kind.rate_limited: "the vendor takes no more requests now",
+    Kind.bad_output: "the vendor answered with something that is not a picture",
+    Kind.rejected: "the vendor refused the request",
+    Kind.unsafe: "the vendor's content rules forbid this picture",
+    Kind.quota_exhausted: "the vendor account's quota is used up",
+    Kind.auth_failed: "the vendor refused our credentials or is not at this address",
+}
+#: Of the other kinds the vendor's words may tell about the operator's account: they go to the log alone.
+_WORDS_ARE_FOR_THE_CLIENT = frozenset({Kind.rejected, Kind.unsafe})
+
+#: A JSON answer that holds a picture is one long string and few values. One of millions of values would take
+#: a hundred times its size in memory when parsed.
+MOST_JSON_VALUES = 10_000
+
+
+def judge_answer(
+    status: int, headers: Mapping[str, str], body: bytes, redact: Callable[[str], str] = lambda text: text
+) -> bytes:
+    """The picture's bytes, not looked at any closer; or Failure.
+
+    `redact` takes out of the vendor's words what must not be repeated, before they are used or cut to length.
+    """
+    lowered = {name.lower(): value for name, value in headers.items()}
+    if status in _OK and image_format(body):
+        return body
+    content = _read_json(body)
+    if status in _OK and isinstance(content, dict) and content.get("success") is not False:
+        picture = _find_picture(content)
+        if picture is not None:
+            return _decode_base64(picture)
+    codes, words = _read_errors(content, body)
+    words = redact(words)
+    if status in _OK and not codes and not words:
+        raise _no_picture(status, lowered, body, content)
+    rule = _rule(_status_that_counts(status, codes, content), codes, words)
+    message = f"{_SENTENCES[rule.kind]} (HTTP {status}{''.join(f', code {code}' for code in sorted(codes))})"
+    if rule.kind in _WORDS_ARE_FOR_THE_CLIENT and words:
+        message += f": {words}"
+    raise Failure(rule.kind, rule.billed, message, retry_after_seconds(lowered))
+
+
+def _status_that_counts(status: int, codes: set[int], content: object) -> int:
+    if status in _OK:
+        # `{"code": 429, …}` with status 200: what it says is worth more than what it is sent with.
+        return next((code for code in sorted(codes) if 400 <= code < 600), status)
+    if status in (404, 405, 410) and content is None:
+        # Nobody there speaks the vendor's language, so this is not about the job but about the address: as a redirect.
+        return 301
+    return status
+
+
+def vendor_words(body: bytes) -> str:
+    """What an answer without a picture says, for a log; not redacted, at most a few thousand characters."""
+    return _read_errors(_read_json(body), body)[1] or _text(body)
+
+
+def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
+    """Retry-After (lower-case header names) in seconds, in both of its forms; None for none or nonsense.
+
+    A date is taken relative to the answer's own Date, if it has one: the vendor's clock need not be ours.
+    """
+    value = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"[0-9]{1,300}(\.[0-9]{1,9})?", value):
+        return float(value)
+    until = _date(value)
+    if until is None:
+        return None
+    return max((until - (_date(headers.get("date", "")) or datetime.now(UTC))).total_seconds(), 0.0)
+
+
+def _date(value: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(value)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
+
+
+def _rule(status: int, codes: set[int], words: str) -> Rule:
+    for rule in RULES:
+        if rule.codes:
+            if rule.codes & codes:
+                return rule
+        elif status in rule.statuses and (not rule.words or re.search(rule.words, words, re.IGNORECASE)):
+            return rule
+    raise AssertionError(status)  # the last line takes everything
+
+
+def _no_picture(status: int, headers: Mapping[str, str], body: bytes, content: object) -> Failure:
+    """A 2xx that names no error and has no picture that we know."""
+    if not body[:1000].strip():
+        return Failure(Kind.bad_output, Billed.unknown, f"the vendor sent an empty answer (HTTP {status})")
+    if content is not None:
+        return Failure(Kind.bad_output, Billed.unknown, f"the vendor sent JSON without a picture (HTTP {status})")
+    if headers.get("content-type", "").lower().startswith("image/"):
+        what = "the vendor sent something as a picture that is no PNG, JPEG or WEBP"
+        return Failure(Kind.bad_output, Billed.yes, f"{what} (HTTP {status})")
+    return Failure(Kind.bad_output, Billed.unknown, f"{_SENTENCES[Kind.bad_output]} (HTTP {status})")
+
+
+def _read_json(body: bytes) -> Any:
+    """The JSON value; None if it is none, or one that is dangerous to read."""
+    if (
+        body[:1000].lstrip()[:1] not in (b"{", b"[", b'"')
+        or sum(map(body.count, (b",", b"[", b"{"))) > MOST_JSON_VALUES
+    ):
+        return None
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _find_picture(content: dict[str, Any]) -> str | None:
+    result = content.get("result")
+    if isinstance(result, dict):
+        for name in ("image_base64", "image"):
+            if isinstance(result.get(name), str) and result[name]:
+                return str(result[name])
+    return None
+
+
+def _decode_base64(text: str) -> bytes:
+    """Of a data: URL too, with line breaks, in either alphabet, with or without padding."""
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    text = "".join(text.split()).translate(str.maketrans("-_", "+/")).rstrip("=")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        message = "the vendor sent JSON with a picture that is not base64"
+        raise Failure(Kind.bad_output, Billed.yes, message) from None
+
+
+def _read_errors(content: object, body: bytes) -> tuple[set[int], str]:
+    """Codes and words of an error answer: JSON in the usual shapes, or plain text; of HTML nothing is believed."""
+    if isinstance(content, dict):
+        codes: set[int] = set()
+        words: list[str] = []
+        for name in ("errors", "error", "detail"):
+            _collect(content.get(name), codes, words)
+        if content.get("success") is not True:
+            _collect(content.get("message"), codes, words)
+        if content.get("success") is False or words:
+            _collect({"code": content.get("code")}, codes, words)
+        if content.get("success") is False and not words:
+            words.append("no reason given")
+        return codes, "; ".join(dict.fromkeys(words))
+    text = _text(body)
+    readable = text and text[0] not in '<{["' and text.isprintable() and "\ufffd" not in text
+    return set(), text if readable else ""
+
+
+def _collect(error: object, codes: set[int], words: list[str]) -> None:
+    if isinstance(error, str) and error.strip():
+        words.append(error.strip()[:2000])
+        # Cloudflare repeats its code in the text: "4006: you have used up …", "AiError: 3030: …".
+        if match := re.match(r"(?:AiError: )?(\d{4,5}): ", error.strip()):
+            codes.add(int(match[1]))
+    elif isinstance(error, list):
+        for entry in error[:20]:
+            _collect(entry, codes, words)
+    elif isinstance(error, dict):
+        for name in ("code", "internal_code", "internalCode", "status"):
+            if re.fullmatch(r"\d{3,5}", str(error.get(name))):
+                codes.add(int(str(error[name])))
+        for name in ("message", "msg", "detail", "type"):
+            _collect(error.get(name), codes, words)
+
+
+def _text(body: bytes) -> str:
+    return " ".join(body[:4000].decode("utf-8", "replace").split())

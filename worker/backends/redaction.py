@@ -1,0 +1,44 @@
+"""Taking out of somebody else's words what must not be repeated."""
+
+import base64
+import html
+import json
+import logging
+import re
+from urllib.parse import quote
+
+
+class Redaction:
+    """Knows one secret, in the ways in which an error page may repeat it. Its repr does not tell it."""
+
+    def __init__(self, secret: str) -> None:
+        encoded = base64.b64encode(secret.encode()).decode().rstrip("=")
+        as_json = json.dumps(secret)[1:-1]
+        spellings = {secret, quote(secret, safe=""), html.escape(secret), as_json, as_json.replace("/", r"\/"), encoded}
+        longest_first = sorted(map(re.escape, spellings), key=len, reverse=True)
+        # What follows `Bearer` is a secret, whosever it is.
+        self._secret = re.compile("|".join([*longest_first, r"(?<=bearer )\S+"]), re.IGNORECASE)
+
+    def __call__(self, words: str, *quoted: str) -> str:
+        """The words without the secret, and without what they quote of the client's own texts.
+
+        The client's texts: in logs and messages they would outlive the removal of the job; and an error is told by
+        its words, so that a prompt must not supply them. Texts of up to three characters stay: they hide nothing.
+        """
+        texts = [re.escape(text) for text in quoted if len(text) > 3]
+        if texts:
+            words = re.sub(rf"(?<!\w)({'|'.join(texts)})(?!\w)", "[prompt]", words, flags=re.IGNORECASE)
+        return self._secret.sub("[key]", words)
+
+
+class RedactingFilter(logging.Filter):
+    """For loggers of libraries that may repeat what a server said: a malformed header, for one."""
+
+    def __init__(self, redact: Redaction) -> None:
+        super().__init__()
+        self._redact = redact
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = self._redact(record.getMessage()), ()
+        record.exc_info = record.exc_text = None  # a traceback repeats it once more
+        return True

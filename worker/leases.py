@@ -1,0 +1,84 @@
+"""The heartbeat: one thread a process renews the leases of exactly the claims that this process is working on.
+
+It uses a database connection of its own, so that it never queues behind the work. A claim that is no longer ours
+(canceled, or rescued after an outage) is found out here at the latest.
+"""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from shared import jobs
+from shared.database import AWAY, Database
+from shared.jobs import Claim
+
+log = logging.getLogger(__name__)
+
+
+class Leases:
+    """The claims in this process's hands."""
+
+    #: After a failed renewal, the pause before the next try: the lease goes on running meanwhile.
+    RETRY_SECONDS = 1.0
+    #: Pairs in one statement; SQLite takes 32,766 parameters at most.
+    CHUNK = 500
+
+    def __init__(self, database: Database, lease_seconds: float) -> None:
+        self._database = database.dedicated()
+        self._lease_seconds = lease_seconds
+        self._held: set[tuple[str, int]] = set()
+        self._lost: set[tuple[str, int]] = set()
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop renewing. What is still held lapses and is rescued."""
+        self._closed.set()
+        self._thread.join(timeout=10)
+        self._database.close()
+
+    @contextmanager
+    def holding(self, claim: Claim) -> Iterator[None]:
+        """Renew this claim's lease for as long as the block runs."""
+        pair = (claim.job_id, claim.fence)
+        with self._lock:
+            self._held.add(pair)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held.discard(pair)
+                self._lost.discard(pair)
+
+    def lost(self, claim: Claim) -> bool:
+        """Whether somebody else decided about this job in the meantime."""
+        return (claim.job_id, claim.fence) in self._lost
+
+    def renew(self) -> None:
+        """One beat. Raises what the database raises when it is away."""
+        with self._lock:
+            held = sorted(self._held)
+        for start in range(0, len(held), self.CHUNK):
+            chunk = held[start : start + self.CHUNK]
+            with self._database.write() as tx:
+                ours = jobs.renew(tx, chunk, self._lease_seconds)
+            with self._lock:
+                self._lost.update(self._held.intersection(set(chunk) - ours))
+
+    def _run(self) -> None:
+        pause = beat = self._lease_seconds / 4
+        while not self._closed.wait(pause):
+            try:
+                self.renew()
+                pause = beat
+            except AWAY as error:
+                log.warning("leases could not be renewed, the database is away (%s)", type(error).__name__)
+                pause = self.RETRY_SECONDS
+            except Exception:
+                log.exception("leases could not be renewed")
+                pause = self.RETRY_SECONDS

@@ -1,0 +1,214 @@
+"""Is this one whole picture? And, run as a program, the child process that answers it (see `inspector.py`).
+
+The decoders are C code that reads bytes from strangers. So the bytes are looked at before a decoder sees them, only
+one decoder is ever tried, and in the service all of it happens in a child process with little memory.
+
+Accepted: PNG, JPEG and WEBP, whole, of one frame, in any colour mode, at most MOST_PIXELS. Bytes after the end of the
+picture are tolerated: every viewer ignores them, and a vendor who appends a newline would otherwise cost every job.
+One thing can't be told: a JPEG whose scan stops early and that has its end mark all the same; the decoder paints the
+rest grey and keeps it to itself.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import struct
+import sys
+import warnings
+import zlib
+from io import BytesIO
+from typing import Any, NamedTuple
+
+# The plugins by name: otherwise Image.open imports every plugin there is as soon as WEBP is asked for.
+from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+MOST_PIXELS = 2048 * 2048 * 4  # four times the largest picture that a model makes
+MOST_BYTES = 32 * 1024 * 1024
+MOST_PNG_CHUNKS = 100_000
+
+CONTENT_TYPES = {
+    PngImagePlugin.PngImageFile.format: "image/png",
+    JpegImagePlugin.JpegImageFile.format: "image/jpeg",
+    WebPImagePlugin.WebPImageFile.format: "image/webp",
+}
+
+CHILD_MEMORY = 512 * 1024 * 1024  # address space, bytes; the largest accepted picture needs about 350 MiB
+#: A child whose parent is gone, and cannot end it, ends itself when one picture takes this long. Longer than any
+#: parent waits, so that it is never what decides.
+CHILD_ALARM_SECONDS = 60
+
+
+class Unfit(ValueError):
+    """These bytes are not one whole picture that we take. The message says why, in one line."""
+
+
+class Facts(NamedTuple):
+    """What the decoder found."""
+
+    content_type: str
+    width: int
+    height: int
+
+
+def image_format(data: bytes) -> str | None:
+    """PNG, JPEG or WEBP by the first bytes, else None. Says nothing about the rest."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    return None
+
+
+def inspect(data: bytes) -> Facts:
+    """Decode the whole picture and say what it is; raises Unfit.
+
+    Not for several threads at once: it turns warnings into errors, which Python does for the whole process.
+    """
+    if not data:
+        raise Unfit("the picture is empty")
+    if len(data) > MOST_BYTES:
+        raise Unfit(f"the picture has more than {MOST_BYTES} bytes")
+    name = image_format(data)
+    if name is None:
+        raise Unfit("not a PNG, JPEG or WEBP picture")
+    if name == "PNG":
+        _check_png_chunks(data)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return _decode(name, data)
+    except Unfit:
+        raise
+    except MemoryError:
+        raise Unfit("decoding the picture needs too much memory") from None
+    except Exception as error:  # noqa: BLE001 - decoders raise nearly everything: OSError, SyntaxError, zlib.error …
+        raise Unfit(f"the {name} picture cannot be decoded: {type(error).__name__}: {str(error)[:120]}") from None
+
+
+def _decode(name: str, data: bytes) -> Facts:
+    with Image.open(BytesIO(data), formats=(name,)) as image:
+        width, height = image.size
+        _check_size(width, height)
+        if getattr(image, "n_frames", 1) != 1:
+            raise Unfit("the picture is animated or has several frames")
+        image.load()
+    return Facts(CONTENT_TYPES[name], width, height)
+
+
+def _check_png_chunks(data: bytes) -> None:
+    """Refuse a PNG that is not there to its end. The decoders of the other formats do; this one takes what it gets."""
+    position, missing, inflater = 8, 0, zlib.decompressobj()
+    for _ in range(MOST_PNG_CHUNKS):
+        if position + 12 > len(data):
+            raise Unfit("the PNG picture is cut short")
+        (length,) = struct.unpack_from(">I", data, position)
+        end = position + 12 + length
+        if end > len(data):
+            raise Unfit("the PNG picture is cut short")
+        name = data[position + 4 : position + 8]
+        if zlib.crc32(data[position + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+            raise Unfit("the PNG picture is damaged: a checksum is wrong")
+        if name == b"IHDR":
+            missing = _png_bytes(data[position + 8 : end - 4])
+        elif name == b"IDAT":
+            missing -= _inflated_size(inflater, data[position + 8 : end - 4], missing)
+        elif name == b"IEND":
+            # The decoder would leave the missing rows black without a word.
+            if missing:
+                raise Unfit("the PNG picture has too few pixels")
+            return
+        position = end
+    raise Unfit("the PNG picture has too many chunks")
+
+
+def _png_bytes(header: bytes) -> int:
+    """How many bytes the pixels of a PNG take before compression."""
+    try:
+        width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", header)
+        bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    except (struct.error, KeyError):
+        raise Unfit("the PNG picture has no valid header") from None
+    _check_size(width, height)
+    # Adam7: (first column, first row, step between columns, step between rows) of each pass.
+    adam7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    total = 0
+    for left, top, across, down in adam7 if interlace else ((0, 0, 1, 1),):
+        columns, rows = max(-(-(width - left) // across), 0), max(-(-(height - top) // down), 0)
+        if columns:
+            total += rows * (1 + (columns * bits + 7) // 8)
+    return total
+
+
+def _inflated_size(inflater: Any, data: bytes, most: int) -> int:
+    """How much comes out of this part of a compressed stream; never unpacks more than `most` bytes."""
+    size = 0
+    try:
+        while data and size < most:
+            size += len(inflater.decompress(data, min(most - size, 1 << 20)))
+            data = inflater.unconsumed_tail
+    except zlib.error:
+        raise Unfit("the PNG picture is damaged: it cannot be decompressed") from None
+    return size
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise Unfit(f"the picture has {width}x{height} pixels, more than {MOST_PIXELS} in all")
+
+
+# The child process. It speaks frames (4 bytes length, big endian, then so many bytes) on its standard input, which
+# is a socket: pictures come in, JSON goes out. Standard output stays free of it, whatever a library prints.
+
+
+def read_exactly(descriptor: int, count: int) -> bytes | None:
+    """So many bytes; None at the end of the stream."""
+    parts = bytearray()
+    while len(parts) < count:
+        part = os.read(descriptor, min(count - len(parts), 1 << 20))
+        if not part:
+            return None
+        parts += part
+    return bytes(parts)
+
+
+def _write_frame(descriptor: int, payload: bytes) -> None:
+    rest = memoryview(len(payload).to_bytes(4, "big") + payload)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _limit_myself() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # A stop of the whole process group is not for us: the worker still finishes its pictures. Its end is ours.
+        signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(ImportError, ValueError, OSError):  # not every system can
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_AS, (CHILD_MEMORY, CHILD_MEMORY))
+
+
+def serve(descriptor: int) -> None:
+    """Judge pictures until the other end closes. The first frame, an empty object, says that we are ready."""
+    _limit_myself()
+    _write_frame(descriptor, b"{}")
+    while (header := read_exactly(descriptor, 4)) is not None:
+        data = read_exactly(descriptor, int.from_bytes(header, "big"))
+        if data is None:
+            return
+        # Nobody handles SIGALRM, so it ends this process, even in the middle of C code.
+        signal.alarm(CHILD_ALARM_SECONDS)
+        try:
+            answer: dict[str, str | int] = dict(inspect(data)._asdict())
+        except Unfit as unfit:
+            answer = {"unfit": str(unfit)}
+        signal.alarm(0)
+        _write_frame(descriptor, json.dumps(answer).encode())
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent went away in the middle
+        serve(sys.stdin.fileno())

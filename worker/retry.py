@@ -1,0 +1,105 @@
+"""What to do after a failure. Pure: no I/O, no clock, no chance (`jitter` is handed in).
+
+| kind | counts | pause before the next try | in the end |
+| --- | --- | --- | --- |
+| rejected | - | never tried again | `rejected` |
+| unsafe | - | never tried again (nor elsewhere: that would be a way round the rules) | `content_filtered` |
+| bad_output | yes | full jitter: 0 to 2, 4, 8 … at most 60 s | `bad_output` at max_attempts |
+| transient | yes | the same | `backend_unavailable` at max_attempts |
+| out_of_memory | yes | the same | `out_of_memory` at max_attempts |
+| rate_limited | no | half to all of 2, 4, 8 … at most 60 s, or what Retry-After says | the job's time in the queue |
+| not_accepted | no | the same | the job's time in the queue |
+| quota_exhausted | no | a minute: an operator must mend it | the job's time in the queue |
+| auth_failed | no | the same | the job's time in the queue |
+
+A Retry-After, of any kind, is obeyed between 1 s and 15 min: a pause is never shorter than it, and at most a tenth
+longer, so that a thousand jobs don't come back in the same instant. NaN and negative values are ignored.
+
+What counts was answered, and may cost money, so it is bounded in number; there full jitter spreads best. What does
+not count is bounded in time alone, so its pause has a floor: without one it would be a loop that knocks without rest.
+"""
+
+import math
+from dataclasses import dataclass
+
+from shared.errors import JobErrorCode
+from worker.backends.base import Kind
+
+FIRST_PAUSE = 2.0  # seconds; doubles with every failure
+LONGEST_PAUSE = 60.0
+OPERATOR_PAUSE = 60.0
+RETRY_AFTER_BOUNDS = (1.0, 900.0)
+SPREAD = 0.1  # of a pause that somebody asked for
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Back into the queue. `counts`: whether this failure is one of the job's max_attempts."""
+
+    after_seconds: float
+    counts: bool
+
+
+@dataclass(frozen=True)
+class Fail:
+    """The end of the job. `retryable`: whether the client may hope for more from the same request later."""
+
+    code: JobErrorCode
+    retryable: bool
+
+
+FINAL = {
+    Kind.rejected: Fail(JobErrorCode.rejected, retryable=False),
+    Kind.unsafe: Fail(JobErrorCode.content_filtered, retryable=False),
+}
+COUNTED = {
+    Kind.bad_output: Fail(JobErrorCode.bad_output, retryable=True),
+    Kind.transient: Fail(JobErrorCode.backend_unavailable, retryable=True),
+    Kind.out_of_memory: Fail(JobErrorCode.out_of_memory, retryable=True),
+}
+WAITS_FOR_AN_OPERATOR = frozenset({Kind.quota_exhausted, Kind.auth_failed})
+
+
+def counts(kind: Kind) -> bool:
+    """Whether a failure of this kind is one of the job's max_attempts, if the job goes on."""
+    return kind in COUNTED
+
+
+def decide(
+    kind: Kind,
+    failures: int,
+    max_attempts: int,
+    not_accepted_in_a_row: int,
+    retry_after: float | None,
+    jitter: float,
+) -> Retry | Fail:
+    """The table above.
+
+    `failures`: the job's failures that count, this one included if it does. `not_accepted_in_a_row`: how many of its
+    last tries in a row did not count, this one included if it does not. `retry_after`: seconds, as asked by the
+    backend. `jitter`: 0 to below 1.
+    """
+    if kind in FINAL:
+        return FINAL[kind]
+    asked = _asked(retry_after, jitter)
+    if kind in COUNTED:
+        if failures >= max_attempts:
+            return COUNTED[kind]
+        return Retry(max(jitter * _ceiling(failures), asked), counts=True)
+    if kind in WAITS_FOR_AN_OPERATOR:
+        return Retry(max(OPERATOR_PAUSE * (1 + SPREAD * jitter), asked), counts=False)
+    if asked:
+        return Retry(asked, counts=False)
+    return Retry(_ceiling(not_accepted_in_a_row) * (1 + jitter) / 2, counts=False)
+
+
+def _ceiling(times: int) -> float:
+    # The exponent is bounded because 2.0**1024 overflows, and a job may be refused for a day.
+    return min(FIRST_PAUSE * 2.0 ** min(max(times - 1, 0), 16), LONGEST_PAUSE)
+
+
+def _asked(retry_after: float | None, jitter: float) -> float:
+    if retry_after is None or math.isnan(retry_after) or retry_after < 0:
+        return 0.0
+    shortest, longest = RETRY_AFTER_BOUNDS
+    return min(max(retry_after, shortest), longest) * (1 + SPREAD * jitter)

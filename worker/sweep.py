@@ -1,0 +1,204 @@
+"""The sweep: everything that a crash or a lost message left behind is found here and moved on.
+
+A plain loop, every second (`python -m worker.sweep`). It needs the database and not Redis. Two of them at once do no
+harm: each repair is one of the guarded moves of shared/jobs.py, one job a transaction, and safe to run twice.
+"""
+
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Select, func, select
+
+from shared import jobs, settings, tickets
+from shared.database import AWAY, Database, now
+from shared.image_store import ImageStore, open_image_store
+from shared.jobs import CLAIMABLE, NEVER_TRIED, is_status
+from shared.tables import Billed, Outcome, Status, attempts
+from shared.tables import jobs as table
+
+log = logging.getLogger("worker.sweep")
+
+
+def queued_and_due(due: ColumnElement[datetime | None], *conditions: ColumnElement[bool]) -> Select[tuple[str]]:
+    """The ids of queued jobs whose time has come, the longest due first: in the order of the index, or none is used."""
+    never_null = due.is_not(None)  # as the index says it
+    return select(table.c.id).where(is_status(Status.queued), never_null, due < now(), *conditions).order_by(due)
+
+
+class Sweep:
+    """The repairs. `round()` runs each of them once."""
+
+    #: Jobs that one repair touches in a round. Where more are left, the next round begins at once.
+    LIMIT = 200
+    #: A lapsed lease must be seen lapsed twice, this far apart: after an outage of the database the workers, which
+    #: try every second then, renew first.
+    RESCUE_PAUSE_SECONDS = 5.0
+    #: How long after its hard deadline an attempt that nobody closed counts as abandoned.
+    ABANDONED_SECONDS = 60.0
+
+    def __init__(
+        self,
+        database: Database,
+        images: ImageStore,
+        bell: tickets.Bell,
+        backends: Sequence[str],
+        *,
+        max_crashes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._images = images
+        self._bell = bell
+        self._backends = backends
+        self._max_crashes = max_crashes
+        self._clock = clock
+        self._lapsed: dict[tuple[str, int, datetime], float] = {}
+        self._walked_to = ("", 0)
+
+    def round(self) -> bool:
+        """Every repair once. Returns whether one of them stopped at its limit, so that more is left to do."""
+        repairs = (
+            self.rescue_lapsed,
+            self.expire_too_old,
+            self.ready_what_is_due,
+            self.close_abandoned_attempts,
+            self.forget_unpointed_images,
+            self.ring,
+        )
+        more = [self._run(repair) for repair in repairs]  # each of them, before any() stops at the first
+        return any(more)
+
+    def _run(self, repair: Callable[[], bool]) -> bool:
+        try:
+            return repair()
+        except AWAY as error:
+            log.warning("%s: the database is away (%s)", repair.__name__, type(error).__name__)
+        except Exception:
+            # One repair that fails must not keep the others from being made.
+            log.exception("%s failed", repair.__name__)
+        return False
+
+    def rescue_lapsed(self) -> bool:
+        """Jobs whose worker stopped renewing: their picture if one was stored, else back into the queue."""
+        lapsed = (
+            select(table.c.id, table.c.fence, table.c.attempts, table.c.lease_until)
+            .where(is_status(Status.running), table.c.lease_until < now())
+            .order_by(table.c.lease_until)
+            .limit(10 * self.LIMIT)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(lapsed).all()
+        seen, moment = {}, self._clock()
+        for row in rows:
+            key = (row.id, row.fence, row.lease_until)
+            seen[key] = self._lapsed.get(key, moment)
+            if moment - seen[key] >= self.RESCUE_PAUSE_SECONDS:
+                self._rescue(row.id, row.fence, row.attempts)
+        self._lapsed = seen
+        return False  # more than the limit: they are seen in the next round, and rescued after the same pause
+
+    def _rescue(self, job_id: str, fence: int, attempt: int) -> None:
+        stored = self._images.of_job(job_id)
+        with self._database.write() as tx:
+            # Its worker died between storing the picture and saying so: it is paid for, and as good as any.
+            for image in stored:
+                if jobs.adopt(tx, image):
+                    jobs.close_attempt(tx, job_id, image.attempt, Outcome.succeeded, Billed.yes)
+                    log.info("%s: its stored picture adopted", job_id)
+            status = jobs.rescue(tx, job_id, fence, max_crashes=self._max_crashes)
+            if status is not None:
+                jobs.close_attempt(tx, job_id, attempt, Outcome.unknown, Billed.unknown)
+                log.info("%s: its worker is gone, now %s", job_id, status)
+
+    def expire_too_old(self) -> bool:
+        """Jobs that waited longer than they may. Two questions, so that each finds its index."""
+        too_long = self._each_queued(table.c.queue_until, jobs.expire)
+        return self._each_queued(table.c.deadline_at, jobs.expire, NEVER_TRIED) or too_long
+
+    def ready_what_is_due(self) -> bool:
+        """Jobs whose pause is over."""
+        return self._each_queued(table.c.ready_at, jobs.make_ready, ~table.c.ready)
+
+    def _each_queued(
+        self, due: ColumnElement[datetime | None], repair: Callable[..., object], *conditions: ColumnElement[bool]
+    ) -> bool:
+        """Repair the queued jobs whose time, in column `due`, has come. `due` has a partial index over queued jobs."""
+        with self._database.read() as connection:
+            ids = connection.scalars(queued_and_due(due, *conditions).limit(self.LIMIT)).all()
+        for job_id in ids:
+            with self._database.write() as tx:
+                repair(tx, job_id)
+        return len(ids) == self.LIMIT
+
+    def close_abandoned_attempts(self) -> bool:
+        """Attempts that nobody closed although their time is long over: whether they were paid stays unknown."""
+        query = (
+            select(attempts.c.job_id, attempts.c.number)
+            .where(jobs.ATTEMPT_RUNS, attempts.c.deadline_at < now(-self.ABANDONED_SECONDS))
+            .limit(self.LIMIT)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        for row in rows:
+            with self._database.write() as tx:
+                jobs.close_attempt(tx, row.job_id, row.number, Outcome.unknown, Billed.unknown)
+        return len(rows) == self.LIMIT
+
+    def forget_unpointed_images(self) -> bool:
+        """A slow walk over all pictures: one whose job has ended and does not point at it is removed."""
+        page = self._images.page(self._walked_to, self.LIMIT)
+        self._walked_to = page[-1] if len(page) == self.LIMIT else ("", 0)
+        if page:
+            ended = select(table.c.id, table.c.image_attempt, table.c.status).where(
+                table.c.id.in_({job_id for job_id, _ in page})
+            )
+            with self._database.read() as connection:
+                found = {row.id: row for row in connection.execute(ended)}
+            for job_id, attempt in page:
+                job = found.get(job_id)
+                if job is None or (job.status in jobs.TERMINAL and job.image_attempt != attempt):
+                    self._images.remove(job_id, attempt)
+                    log.info("%s: the picture of attempt %d, which nothing points at, removed", job_id, attempt)
+        return False  # no hurry
+
+    def ring(self) -> bool:
+        """As many tickets as there are jobs to claim, up to enough: a lost one, or an emptied Redis, is made up for."""
+        for backend in self._backends:
+            some = select(table.c.id).where(table.c.backend == backend, CLAIMABLE).limit(tickets.ENOUGH).subquery()
+            with self._database.read() as connection:
+                waiting = connection.scalar(select(func.count()).select_from(some)) or 0
+            if waiting:
+                self._bell.ring(backend, waiting, up_to=waiting)
+        return False
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        wanted = settings.load()
+    except settings.SettingsError as error:
+        sys.exit(f"darkroom sweep can't start:\n{error}")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    database = Database(wanted.database_url, connections=2)
+    sweep = Sweep(
+        database,
+        open_image_store(wanted.image_store, database),
+        tickets.Bell(tickets.broker(wanted)),
+        wanted.backends,
+        max_crashes=wanted.max_crashes,
+    )
+    log.info("sweeping every second")
+    pause = 0.0
+    while not stop.wait(pause):
+        pause = 0.0 if sweep.round() else 1.0
+
+
+if __name__ == "__main__":
+    main()
