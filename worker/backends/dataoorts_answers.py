@@ -22,13 +22,20 @@ from worker.picture import image_format
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of the table. It fits if one of its codes was named, or if the status fits and the words were said."""
+    """One line of the table. It fits if everything that it names does: a code, a status, words."""
 
     kind: Kind
     billed: Billed
     codes: frozenset[int] = frozenset()
     statuses: frozenset[int] = frozenset()
-    words: str = ""  # a pattern; empty: the status alone decides
+    words: str = ""  # a pattern
+
+    def fits(self, status: int, codes: set[int], words: str) -> bool:
+        return (
+            (not self.codes or not self.codes.isdisjoint(codes))
+            and (not self.statuses or status in self.statuses)
+            and (not self.words or re.search(self.words, words, re.IGNORECASE) is not None)
+        )
 
 
 def _numbers(*statuses: int | range) -> frozenset[int]:
@@ -46,7 +53,8 @@ RULES: tuple[Rule, ...] = (
     Rule(Kind.quota_exhausted, Billed.no, codes=_numbers(3036, 4006)),
     Rule(Kind.unsafe, Billed.no, codes=_numbers(3030, 8007)),
     Rule(Kind.rate_limited, Billed.no, codes=_numbers(3021)),
-    Rule(Kind.transient, Billed.no, codes=_numbers(3040)),  # no capacity
+    Rule(Kind.rate_limited, Billed.no, codes=_numbers(3040), statuses=_numbers(429)),  # no capacity: it was not taken
+    Rule(Kind.transient, Billed.no, codes=_numbers(3040)),
     Rule(Kind.transient, Billed.unknown, codes=_numbers(3007, 3008)),  # it timed out in there, perhaps while drawing
     Rule(Kind.auth_failed, Billed.no, codes=_numbers(10000)),
     Rule(Kind.rejected, Billed.no, codes=_numbers(5004, 5006, 5007, 3006)),
@@ -92,7 +100,7 @@ RULES: tuple[Rule, ...] = (
     # A gateway gave up waiting: the picture may have been made behind it.
     Rule(Kind.transient, Billed.unknown, statuses=_numbers(502, 504, 520, 522, 524)),
     Rule(Kind.transient, Billed.no, statuses=_numbers(_ANY_5XX)),
-    Rule(Kind.transient, Billed.unknown, statuses=_numbers(range(1000))),  # no status that HTTP knows
+    Rule(Kind.transient, Billed.unknown),  # no status that HTTP knows
 )
 
 _SENTENCES = {
@@ -131,7 +139,8 @@ def judge_answer(
     words = redact(words)
     if status in _OK and not codes and not words:
         raise _no_picture(status, lowered, body, content)
-    rule = _rule(_status_that_counts(status, codes, content), codes, words)
+    counted = _status_that_counts(status, codes, content)
+    rule = next(rule for rule in RULES if rule.fits(counted, codes, words))
     message = f"{_SENTENCES[rule.kind]} (HTTP {status}{''.join(f', code {code}' for code in sorted(codes))})"
     if rule.kind in _WORDS_ARE_FOR_THE_CLIENT and words:
         message += f": {words}"
@@ -173,16 +182,6 @@ def _date(value: str) -> datetime | None:
     except (ValueError, TypeError, OverflowError, IndexError):
         return None
     return date if date.tzinfo else date.replace(tzinfo=UTC)
-
-
-def _rule(status: int, codes: set[int], words: str) -> Rule:
-    for rule in RULES:
-        if rule.codes:
-            if rule.codes & codes:
-                return rule
-        elif status in rule.statuses and (not rule.words or re.search(rule.words, words, re.IGNORECASE)):
-            return rule
-    raise AssertionError(status)  # the last line takes everything
 
 
 def _no_picture(status: int, headers: Mapping[str, str], body: bytes, content: object) -> Failure:
