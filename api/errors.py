@@ -1,0 +1,189 @@
+"""What can be wrong with a request, and how it is said: one table of codes, one shape (RFC 9457).
+
+Whoever refuses a request raises `Refused` with a code of the table; nobody else writes an error's body.
+docs/errors.md lists the codes for clients; a test holds the two together.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+from urllib.parse import quote
+from uuid import uuid4
+
+from flask import Flask, Response, g, request
+from pydantic import ValidationError
+from werkzeug.exceptions import HTTPException
+
+from shared.database import AWAY
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of refusal. `retryable`: whether the same request may succeed later."""
+
+    status: int
+    title: str
+    retryable: bool = False
+
+
+KINDS: Mapping[str, Kind] = {
+    "malformed": Kind(400, "The request cannot be read"),
+    "unauthenticated": Kind(401, "A valid key is needed"),
+    "not_found": Kind(404, "Not found"),
+    "method_not_allowed": Kind(405, "This method is not offered here"),
+    "not_ready": Kind(409, "The job has not ended yet", retryable=True),
+    "no_image": Kind(409, "The job ended without an image"),
+    "too_large": Kind(413, "The body is too large"),
+    "unsupported_media_type": Kind(415, "The body is of another type than is taken here"),
+    "range_not_satisfiable": Kind(416, "The image has no such range"),
+    "invalid": Kind(422, "The request is not valid"),
+    "internal": Kind(500, "A fault of ours"),
+    "unavailable": Kind(503, "The database is away", retryable=True),
+}
+
+#: What Flask and Werkzeug refuse by themselves, in our words. Any other 4xx of theirs is a request that cannot be read.
+_BY_STATUS: Mapping[int, tuple[str, str]] = {
+    400: ("malformed", "The request cannot be read."),
+    404: ("not_found", "There is nothing here that this key may see."),
+    405: ("method_not_allowed", "The header Allow names the methods that are."),
+    413: ("too_large", "A body may have at most 1,000,000 bytes."),
+    415: ("unsupported_media_type", "Send the body as application/json, in UTF-8, not compressed."),
+    416: ("range_not_satisfiable", "The header Content-Range names the image's length."),
+}
+_KEPT_HEADERS = ("Allow", "Content-Range")
+
+#: More mistakes than this in one request are not listed.
+_MOST_ERRORS = 20
+
+_SANE_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class Refused(Exception):
+    """A request that is not served, and why. `errors` names the fields: {pointer | parameter, detail}."""
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        errors: Iterable[Mapping[str, str]] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(code)
+        self.code = code
+        self.detail = detail
+        self.errors = list(errors)
+        self.headers = dict(headers or {})
+
+
+def not_found() -> Refused:
+    """The same for what is unknown, malformed or another project's, so that nobody learns which ids exist."""
+    return Refused(*_BY_STATUS[404])
+
+
+def invalid(errors: Iterable[Mapping[str, str]]) -> Refused:
+    """A request whose fields are wrong."""
+    return Refused("invalid", "Some fields are not valid; `errors` names them.", errors=errors)
+
+
+def invalid_field(pointer: str, detail: str) -> Refused:
+    return invalid([{"pointer": pointer, "detail": detail}])
+
+
+def invalid_parameter(name: str, detail: str) -> Refused:
+    return invalid([{"parameter": name, "detail": detail}])
+
+
+def raise_for_validation(error: ValidationError) -> NoReturn:
+    """Refuse for what pydantic found, in a query (shapes whose name ends so) or in a body."""
+    say = _parameter if error.title.endswith("Query") else _field
+    raise invalid(say(problem["loc"], problem["msg"], problem["type"]) for problem in error.errors()[:_MOST_ERRORS])
+
+
+def pointer_to(path: Iterable[str | int]) -> str:
+    """A JSON pointer (RFC 6901) as a URI fragment: `#/input/width`."""
+    return "#" + "".join("/" + quote(str(step).replace("~", "~0").replace("/", "~1"), safe="~") for step in path)
+
+
+def _parameter(path: tuple[str | int, ...], message: str, kind: str) -> dict[str, str]:
+    name = f"{path[0]}[{path[1]}]" if len(path) > 1 else str(path[0])
+    return {"parameter": name, "detail": "There is no such parameter." if kind == "extra_forbidden" else _said(message)}
+
+
+def _field(path: tuple[str | int, ...], message: str, kind: str) -> dict[str, str]:
+    if kind.startswith("union_tag"):
+        return {"pointer": "#/model", "detail": "No such model; GET /v1/models lists them."}
+    # The first step is the model's name, which chose the shape of the body. A mistake in a key is marked by "[key]".
+    steps = [step for step in path[1:] if step != "[key]"]
+    return {
+        "pointer": pointer_to(steps),
+        "detail": "There is no such field." if kind == "extra_forbidden" else _said(message),
+    }
+
+
+def _said(message: str) -> str:
+    message = message.removeprefix("Value error, ").removeprefix("Input ")
+    return message[0].upper() + message[1:] + "."
+
+
+def _answer(code: str, detail: str, errors: list[Mapping[str, str]], headers: Mapping[str, str]) -> Response:
+    kind = KINDS[code]
+    body = {
+        "type": f"urn:darkroom:error:{code}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": detail,
+        "code": code,
+        "retryable": kind.retryable,
+        "request_id": g.request_id,
+        **({"errors": errors} if errors else {}),
+    }
+    return Response(json.dumps(body), kind.status, headers, content_type="application/problem+json")
+
+
+def _refused(error: Refused) -> Response:
+    return _answer(error.code, error.detail, error.errors, error.headers)
+
+
+def _by_framework(error: HTTPException) -> Response:
+    code, detail = _BY_STATUS.get(error.code or 500, _BY_STATUS[400])
+    headers = {name: value for name, value in error.get_headers() if name in _KEPT_HEADERS}
+    return _answer(code, detail, [], headers)
+
+
+def _away(error: Exception) -> Response:
+    # Its type alone: the message may quote a statement.
+    log.warning("request %s: the database is away (%s)", g.request_id, type(error).__name__)
+    return _answer("unavailable", "Try again in a few seconds.", [], {"Retry-After": "5"})
+
+
+def _internal(error: Exception) -> Response:
+    log.error("request %s failed", g.request_id, exc_info=error)
+    return _answer("internal", "It was written to the log under this request_id.", [], {})
+
+
+def install(app: Flask) -> None:
+    """Give every request an id, and every error its one shape."""
+
+    @app.before_request
+    def name_the_request() -> None:
+        given = request.headers.get("X-Request-Id", "")
+        g.request_id = given if _SANE_REQUEST_ID.fullmatch(given) else uuid4().hex
+
+    @app.after_request
+    def finish(response: Response) -> Response:
+        response.headers["X-Request-Id"] = g.request_id
+        response.headers.setdefault("Cache-Control", "no-store")
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        return response
+
+    app.register_error_handler(Refused, _refused)
+    app.register_error_handler(HTTPException, _by_framework)
+    for away in AWAY:
+        app.register_error_handler(away, _away)
+    app.register_error_handler(Exception, _internal)

@@ -1,0 +1,115 @@
+"""OpenAPI, made from the routes, and the page that shows it to people, from files of our own and of a package."""
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import flask_openapi3_swagger  # type: ignore[import-untyped]
+from flask import Response
+from flask_openapi3.openapi import OpenAPI
+from flask_openapi3.types import SecuritySchemesDict
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from api.schemas import ANSWERS
+
+#: What a route under /v1/ declares: it asks for a key.
+KEY: list[dict[str, list[str]]] = [{"key": []}]
+SECURITY_SCHEMES: SecuritySchemesDict = {
+    "key": {"type": "http", "scheme": "bearer", "description": "a key of your project: `dk_...`"}
+}
+
+_REF = "#/components/schemas/{model}"
+_HEADERS = {
+    "ETag": "what to send as If-None-Match",
+    "Location": "the job's URL",
+    "Retry-After": "seconds after which to ask again",
+}
+
+_HERE = Path(__file__).parent / "docs"
+_SWAGGER = Path(flask_openapi3_swagger.__file__).parent / "templates" / "swagger"
+_FILES = {
+    "page.css": _HERE / "page.css",
+    "page.js": _HERE / "page.js",
+    "swagger-ui.css": _SWAGGER / "css" / "swagger-ui.css",
+    "swagger-ui-bundle.js": _SWAGGER / "js" / "swagger-ui-bundle.js",
+}
+#: Nothing from elsewhere, and no script that is not one of these files.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def answers(
+    bodies: Mapping[int, type[BaseModel] | str | None], *, refusals: tuple[int, ...], headers: tuple[str, ...] = ()
+) -> dict[Any, Any]:
+    """The answers of a route: each status with its shape (a text names a media type), and what it may refuse with.
+
+    Any route may also answer 500 and 503.
+    """
+    described = {name: {"description": _HEADERS[name], "schema": {"type": "string"}} for name in headers}
+    result: dict[Any, Any] = {}
+    for status, body in bodies.items():
+        result[status] = (
+            {"description": HTTPStatus(status).phrase, "headers": described}
+            if headers
+            else {"description": HTTPStatus(status).phrase}
+        )
+        if isinstance(body, str):
+            result[status]["content"] = {body: {}}
+        elif body is not None:
+            result[status]["content"] = {"application/json": {"schema": {"$ref": _REF.format(model=body.__name__)}}}
+    problem = {"application/problem+json": {"schema": {"$ref": _REF.format(model="Problem")}}}
+    for status in sorted({*refusals, 500, 503} - set(bodies)):
+        result[status] = {"description": HTTPStatus(status).phrase, "content": problem}
+    return result
+
+
+def document(app: OpenAPI, body: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI document of all routes. Its schemas are pydantic's own: flask-openapi3's leave out some keywords."""
+    made: dict[str, Any] = json.loads(json.dumps(app.api_doc))
+    _, definitions = models_json_schema(
+        [(body, "validation"), *((shape, "serialization") for shape in ANSWERS)], ref_template=_REF
+    )
+    made["components"]["schemas"] = definitions["$defs"]
+    for path in made["paths"].values():
+        for operation in path.values():
+            for parameter in operation.get("parameters", []):
+                _tell_the_truth(parameter)
+    return made
+
+
+def _tell_the_truth(parameter: dict[str, Any]) -> None:
+    """A query cannot say null: a parameter that is not given is absent."""
+    schema = parameter["schema"]
+    if schema.get("default", ...) is None:
+        del schema["default"]
+    kinds = [kind for kind in schema.pop("anyOf", []) if kind != {"type": "null"}]
+    schema.update(*kinds)
+    if schema.get("type") == "object":
+        parameter.update(style="deepObject", explode=True)
+
+
+def install(app: OpenAPI, body: type[BaseModel]) -> None:
+    """Serve the document and the page. Both without a key: they hold nothing of anybody's."""
+    text = json.dumps(document(app, body))
+
+    @app.route("/openapi.json", methods=["GET"])
+    def openapi_json() -> Response:
+        return Response(text, content_type="application/json")
+
+    @app.route("/docs", methods=["GET"])
+    def docs() -> Response:
+        page = (_HERE / "page.html").read_bytes()
+        return Response(page, headers={"Content-Security-Policy": _POLICY}, content_type="text/html; charset=utf-8")
+
+    names = ",".join(f"'{name}'" for name in _FILES)
+
+    @app.route(f"/docs/<any({names}):name>", methods=["GET"])
+    def docs_file(name: str) -> Response:
+        kind = "text/css" if name.endswith(".css") else "text/javascript"
+        headers = {"Cache-Control": "public, max-age=3600"}
+        return Response(_FILES[name].read_bytes(), headers=headers, content_type=f"{kind}; charset=utf-8")

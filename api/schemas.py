@@ -1,0 +1,271 @@
+"""The shapes of queries and of answers. The submit body, which depends on the catalogue, is in submission.py."""
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic.config import JsonDict
+
+from shared.tables import Billed, Outcome, Status
+
+#: Texts that a database can store.
+WITHOUT_NUL: JsonDict = {"pattern": "^[^\\u0000]*$"}
+
+MetadataKey = Annotated[str, Field(min_length=1, max_length=64, json_schema_extra=WITHOUT_NUL)]
+MetadataValue = Annotated[str, Field(max_length=2048, json_schema_extra=WITHOUT_NUL)]
+
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
+
+
+def rfc3339(moment: datetime) -> str:
+    """As every time leaves this service: UTC, with milliseconds."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _read_moment(value: object) -> datetime:
+    if not isinstance(value, str) or not _MOMENT.fullmatch(value):
+        raise ValueError("must be a time as in RFC 3339, such as 2026-01-31T12:00:00Z (a + is sent as %2B)")
+    try:
+        return datetime.fromisoformat(value.upper()).astimezone(UTC)
+    except OverflowError:  # at the ends of the calendar, in a far time zone
+        return datetime.max.replace(tzinfo=UTC) if value > "5" else datetime.min.replace(tzinfo=UTC)
+    except ValueError:
+        raise ValueError("must be a time that exists") from None
+
+
+def _read_number(value: object) -> int:
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9]{1,9}", value):
+        raise ValueError("must be a whole number")
+    return int(value)
+
+
+Moment = Annotated[
+    datetime, PlainSerializer(rfc3339, return_type=str), WithJsonSchema({"type": "string", "format": "date-time"})
+]
+AskedMoment = Annotated[
+    datetime, BeforeValidator(_read_moment), WithJsonSchema({"type": "string", "format": "date-time"})
+]
+
+
+def usd(millionths: int) -> str:
+    """An amount of US dollars as a decimal string: `0.008`."""
+    return f"{Decimal(millionths) / 1_000_000:f}"
+
+
+class NoQuery(BaseModel):
+    """A route without parameters: any is refused. Shapes of queries have names that end in Query (see errors.py)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @classmethod
+    @cache
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """As pydantic makes it, made once: flask-openapi3 asks for it at every request."""
+        return super().model_json_schema(*args, **kwargs)
+
+
+class JobsQuery(NoQuery):
+    """Which jobs to list."""
+
+    status: Status | None = None
+    backend: Annotated[str, Field(max_length=20, json_schema_extra=WITHOUT_NUL)] | None = Field(
+        None, description="as it was asked for at submission"
+    )
+    model: Annotated[str, Field(max_length=100, json_schema_extra=WITHOUT_NUL)] | None = None
+    created_after: AskedMoment | None = None
+    created_before: AskedMoment | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] = Field(
+        {}, description="`metadata[KEY]=VALUE`: jobs with exactly this pair; several pairs must all match"
+    )
+    limit: Annotated[int, Field(ge=1, le=100), BeforeValidator(_read_number)] = 20
+    cursor: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = Field(
+        None, description="`next_cursor` of the page before; its form may change"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_metadata(cls, given: Mapping[str, str]) -> dict[str, Any]:
+        pairs = {name[9:-1]: value for name, value in given.items() if name.startswith("metadata[") and name[-1] == "]"}
+        rest = {name: value for name, value in given.items() if not (name.startswith("metadata[") and name[-1] == "]")}
+        return ({"metadata": pairs} if pairs else {}) | rest
+
+    def after(self) -> datetime | None:
+        """The first moment that counts as after. Times are shown in milliseconds, so they are compared in these."""
+        if self.created_after is None:
+            return None
+        shown = self.created_after.replace(microsecond=self.created_after.microsecond // 1000 * 1000)
+        return min(shown, datetime.max.replace(tzinfo=UTC) - _MILLISECOND) + _MILLISECOND
+
+    def before(self) -> datetime | None:
+        """The first moment that does not count as before any more."""
+        if self.created_before is None or self.created_before.microsecond % 1000 == 0:
+            return self.created_before
+        shown = self.created_before.replace(microsecond=self.created_before.microsecond // 1000 * 1000)
+        return min(shown, datetime.max.replace(tzinfo=UTC) - _MILLISECOND) + _MILLISECOND
+
+
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+class JobPath(BaseModel):
+    id: str = Field(description="`job_` and 32 hexadecimal digits")
+
+
+class Image(BaseModel):
+    url: str
+    content_type: str
+    width: int
+    height: int
+    bytes: int
+    sha256: str
+
+
+class JobError(BaseModel):
+    code: str = Field(description="one of the codes of a job's errors, see docs/errors.md")
+    message: str
+    retryable: bool
+    billed: Billed
+
+
+class Warning(BaseModel):
+    code: str
+    message: str
+
+
+class Urls(BaseModel):
+    self: str
+    image: str
+
+
+class Job(BaseModel):
+    """One request for one image, and everything that becomes of it."""
+
+    id: str
+    object: Literal["job"]
+    status: Status
+    sequence: int = Field(description="grows by one at every event of the job")
+    model: str
+    backend: str = Field(description="as asked for; the attempts tell which was used")
+    sandbox: bool
+    input: dict[str, Any] = Field(description="as submitted, with defaults filled in and the seed that is used")
+    attempts: int
+    cost_usd: str = Field(description="a decimal number; attempts whose bill is unknown count in full")
+    image: Image | None
+    error: JobError | None
+    warnings: list[Warning]
+    metadata: dict[str, str]
+    created_at: Moment
+    started_at: Moment | None
+    completed_at: Moment | None
+    deadline_at: Moment | None
+    urls: Urls
+
+
+class JobList(BaseModel):
+    data: list[Job]
+    has_more: bool
+    next_cursor: str | None
+
+
+class AttemptError(BaseModel):
+    code: str
+    message: str
+
+
+class Attempt(BaseModel):
+    """One try at a job by one worker."""
+
+    number: int
+    backend: str
+    started_at: Moment
+    completed_at: Moment | None
+    outcome: Outcome
+    billed: Billed
+    billed_usd: str | None = Field(description="null while it runs; an unknown bill counts in full")
+    error: AttemptError | None
+
+
+class AttemptList(BaseModel):
+    data: list[Attempt]
+
+
+class ModelParameter(BaseModel):
+    """The limits of one field of `input`; those that do not apply are null."""
+
+    name: str
+    type: Literal["string", "integer", "number"]
+    required: bool
+    default: int | float | None = None
+    minimum: int | float | None = None
+    maximum: int | float | None = None
+    multiple_of: int | None = None
+    min_length: int | None = None
+    max_length: int | None = None
+
+
+class ModelSize(BaseModel):
+    width: int
+    height: int
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"]
+    title: str
+    default: bool = Field(description="whether it is used when a submission names no model")
+    backends: list[str] = Field(description="those of this service that serve it")
+    sandbox: bool = Field(description="whether its pictures come from the sandbox")
+    price_usd: str = Field(description="of one image, a decimal number")
+    fixed_size: ModelSize | None = Field(description="what it makes if it takes no width and height")
+    parameters: list[ModelParameter]
+
+
+class ModelList(BaseModel):
+    data: list[Model]
+
+
+class Health(BaseModel):
+    status: Literal["ok"]
+
+
+Check = Literal["ok", "degraded", "failed"]
+
+
+class Checks(BaseModel):
+    database: Check
+    migrations: Check
+    redis: Check
+
+
+class Readiness(BaseModel):
+    status: Literal["ready", "not_ready"]
+    checks: Checks
+
+
+class FieldError(BaseModel):
+    """Where a request is wrong: `pointer` into the body, or `parameter` of query or header."""
+
+    pointer: str | None = None
+    parameter: str | None = None
+    detail: str
+
+
+class Problem(BaseModel):
+    """Every error, as application/problem+json (RFC 9457). `code` is stable."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    retryable: bool = Field(description="whether the same request may succeed later")
+    request_id: str
+    errors: list[FieldError] = []
+
+
+#: The shapes of whole answers.
+ANSWERS: tuple[type[BaseModel], ...] = (Job, JobList, AttemptList, ModelList, Health, Readiness, Problem)

@@ -1,0 +1,28 @@
+"""What the routes work with: made once by create_app() and passed down."""
+
+from dataclasses import dataclass
+
+from redis import Redis
+
+from api.auth import Keys
+from shared.database import Database
+from shared.image_store import ImageStore
+from shared.settings import Settings
+from shared.tickets import Bell
+
+
+@dataclass(frozen=True)
+class Services:
+    settings: Settings
+    database: Database
+    images: ImageStore
+    bell: Bell
+    keys: Keys
+    #: For the readiness check alone; the bell has its own way to Redis.
+    redis: Redis
+
+    def close(self) -> None:
+        """Let go of threads and connections."""
+        self.bell.close()
+        self.redis.close()
+        self.database.close()

@@ -1,0 +1,95 @@
+"""Requests are read strictly: what would be guessed at, dropped or stored differently is refused instead."""
+
+import json
+import re
+from typing import Any
+
+from flask import Flask, Request, request
+from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
+
+from api.errors import Refused, invalid_field, invalid_parameter, pointer_to
+
+#: The largest body that is read.
+MOST_BYTES = 1_000_000
+
+#: What a database cannot store in a text: NUL (PostgreSQL) and half a surrogate pair (UTF-8 has no form for it).
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+_MAY_BE_UNSTORABLE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+
+
+class StrictRequest(Request):
+    """A request whose JSON is read by `parse_json`. Asked for silently, as flask-openapi3 does, it is refused aloud."""
+
+    def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:
+        charset = self.mimetype_params.get("charset", "utf-8").lower()
+        encoding = self.headers.get("Content-Encoding", "identity").lower()
+        if self.mimetype != "application/json" or charset not in ("utf-8", "utf8") or encoding != "identity":
+            raise UnsupportedMediaType
+        data = self.get_data()
+        if len(data) > MOST_BYTES:
+            raise RequestEntityTooLarge
+        return parse_json(data)
+
+
+def parse_json(data: bytes) -> dict[str, Any]:
+    """The JSON object in `data`, by RFC 8259: no NaN, no name twice in one object, UTF-8."""
+    try:
+        text = data.decode()
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+    except UnicodeDecodeError:
+        raise Refused("malformed", "The body is not UTF-8.") from None
+    except RecursionError:
+        raise Refused("malformed", "The body is nested too deep.") from None
+    except json.JSONDecodeError as error:
+        raise Refused("malformed", f"The body is not JSON: {error}.") from None
+    except ValueError as error:
+        raise Refused("malformed", f"The body is not JSON that we read: {error}.") from None
+    if not isinstance(value, dict):
+        raise invalid_field("#", "Must be an object.")
+    if _MAY_BE_UNSTORABLE.search(text):
+        _refuse_unstorable(value)
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("an object has the same name twice")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _refuse_unstorable(body: dict[str, Any]) -> None:
+    places: list[tuple[tuple[str | int, ...], Any]] = [((), body)]
+    while places:  # a loop: the body may be nested as deep as Python's recursion goes
+        path, value = places.pop()
+        if isinstance(value, str) and _UNSTORABLE.search(value):
+            raise invalid_field(pointer_to(path), "Must hold no NUL and no half of a surrogate pair.")
+        if isinstance(value, dict):
+            if any(_UNSTORABLE.search(name) for name in value):
+                raise invalid_field(pointer_to(path), "Names must hold no NUL and no half of a surrogate pair.")
+            places.extend(((*path, name), item) for name, item in value.items())
+        elif isinstance(value, list):
+            places.extend(((*path, index), item) for index, item in enumerate(value))
+
+
+def _check_query() -> None:
+    for name, values in request.args.lists():
+        if len(values) > 1:
+            raise invalid_parameter(name, "Was given more than once.")
+        if _UNSTORABLE.search(name + values[0]):
+            raise invalid_parameter(name.replace("\0", ""), "Must hold no NUL.")
+
+
+def install(app: Flask) -> None:
+    """Read every request strictly. After the check of the key: strangers learn nothing about parameters."""
+    app.request_class = StrictRequest
+    # One more than is allowed: Werkzeug cuts a body of unknown length off there, without a word.
+    app.config["MAX_CONTENT_LENGTH"] = MOST_BYTES + 1
+    # `//v1/jobs` and OPTIONS are not offered: without these, Flask redirects the one and answers the other by itself.
+    app.url_map.merge_slashes = False
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.before_request(_check_query)

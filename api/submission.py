@@ -1,0 +1,105 @@
+"""The body of POST /v1/jobs, made from the catalogue: one shape a model, chosen by the field `model`.
+
+The same shapes check the request and describe it in OpenAPI, so that neither can promise what the other refuses.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    RootModel,
+    Tag,
+    create_model,
+)
+
+from api.schemas import WITHOUT_NUL, MetadataKey, MetadataValue
+from shared.catalogue import DEFAULT_MODEL, Model, Number, Text
+
+#: Of all keys and values of one job's metadata, in UTF-8.
+MOST_METADATA_BYTES = 2048
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+def _whole(value: object) -> object:
+    # JSON has one kind of number: 20.0 is the integer 20, to JSON Schema too.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _bounded(metadata: dict[str, str]) -> dict[str, str]:
+    if sum(len(text.encode()) for pair in metadata.items() for text in pair) > MOST_METADATA_BYTES:
+        raise ValueError(f"must have at most {MOST_METADATA_BYTES} bytes in all keys and values")
+    return metadata
+
+
+#: Goes after the limits: pydantic leaves limits that stand after it out of the schema.
+MAY_BE_FLOAT = BeforeValidator(_whole)
+
+
+class Submission(BaseModel):
+    """What is the same for every model."""
+
+    model_config = _STRICT
+
+    model: str
+    input: BaseModel
+    backend: str
+    deadline_seconds: Annotated[int, Field(ge=1, le=604_800), MAY_BE_FLOAT] | None = Field(
+        None, description="how long it may wait before its first attempt; after that it expires"
+    )
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16), AfterValidator(_bounded)] = Field(
+        default_factory=dict, description=f"yours; at most {MOST_METADATA_BYTES} bytes in all keys and values"
+    )
+
+
+def submission_body(models: Mapping[str, Model], backends: Iterable[str]) -> type[RootModel[Any]]:
+    """The shape of the submit body for these models, as far as one of these backends serves them."""
+    shapes = [
+        Annotated[_shape(model, served_by), Tag(model.name)]
+        for model in models.values()
+        if (served_by := [backend for backend in backends if backend in model.backends])
+    ]
+
+    class SubmitJob(RootModel[Any]):
+        """A job to be done. `model` chooses which `input` is taken."""
+
+        root: Annotated[Union[tuple(shapes)], Discriminator(_model_of)]  # type: ignore[valid-type]  # noqa: UP007
+
+    return SubmitJob
+
+
+def _model_of(body: Any) -> str | None:
+    name = body.get("model", DEFAULT_MODEL) if isinstance(body, dict) else body.model
+    return name if isinstance(name, str) else None
+
+
+def _shape(model: Model, backends: list[str]) -> type[Submission]:
+    name = re.sub(r"\W+", "_", model.name)
+    fields: dict[str, Any] = {field: _field(limits) for field, limits in model.parameters.items()}
+    inputs = create_model(f"Input_{name}", __config__=_STRICT, **fields)
+    default = model.name if model.name == DEFAULT_MODEL else ...
+    return create_model(
+        f"SubmitJob_{name}",
+        __base__=Submission,
+        model=(Literal[model.name], default),  # type: ignore[arg-type]  # mypy knows no literals made at run time
+        input=(inputs, ...),
+        backend=(Literal["auto", *backends], "auto"),  # type: ignore[arg-type, maybe-unrecognized-str-typeform]
+    )
+
+
+def _field(limits: Text | Number) -> tuple[Any, Any]:
+    if isinstance(limits, Text):
+        bounds = Field(min_length=limits.min_length, max_length=limits.max_length, json_schema_extra=WITHOUT_NUL)
+        if limits.required:
+            return Annotated[str, bounds], ...
+        return Annotated[Annotated[str, bounds] | None, AfterValidator(lambda text: text or None)], None
+    bounds = Field(ge=limits.minimum, le=limits.maximum, multiple_of=limits.multiple_of)
+    number = Annotated[int, bounds, MAY_BE_FLOAT] if limits.whole else Annotated[float, bounds]
+    return (number | None if limits.default is None else number), limits.default

@@ -1,0 +1,139 @@
+"""GET /v1/jobs/{id}."""
+
+import re
+
+import pytest
+from sqlalchemy import event
+
+from api.services import Services
+from shared.ids import new_id
+from shared.tables import Billed, Outcome
+from tests.api.people import KEY, Caller, Submit, Worker, client_with, on_sqlite
+
+MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+
+
+def test_a_new_job_reads_as_it_was_answered(api: Caller, submit: Submit) -> None:
+    job = submit(metadata={"ticket": "ABC-1"})
+    response = api.get(f"/v1/jobs/{job['id']}")
+    assert response.status_code == 200 and response.json == job
+    assert response.headers["ETag"] == 'W/"1"' and response.headers["Retry-After"] == "1"
+    assert response.headers["Cache-Control"] == "no-store"
+    assert job["attempts"] == 0 and job["cost_usd"] == "0" and job["warnings"] == []
+    assert job["image"] is job["error"] is job["started_at"] is job["completed_at"] is None
+    assert MOMENT.fullmatch(job["created_at"])
+
+
+@on_sqlite
+def test_what_is_not_built_yet_is_absent(submit: Submit) -> None:
+    fields = "id object status sequence model backend sandbox input attempts cost_usd image error warnings metadata"
+    fields += " created_at started_at completed_at deadline_at urls"
+    job = submit()
+    assert list(job) == fields.split() and list(job["urls"]) == ["self", "image"]
+
+
+def test_a_running_job_costs_nothing_yet(api: Caller, submit: Submit, worker: Worker) -> None:
+    job = submit()
+    worker.claim()
+    response = api.get(f"/v1/jobs/{job['id']}")
+    assert response.json["status"] == "running" and response.json["sequence"] == 2 and response.json["attempts"] == 1
+    assert response.json["cost_usd"] == "0" and MOMENT.fullmatch(response.json["started_at"])
+    assert response.headers["Retry-After"] == "1"
+
+
+def test_a_succeeded_job_shows_its_image(api: Caller, submit: Submit, worker: Worker) -> None:
+    job = submit()
+    worker.succeed(worker.claim())
+    response = api.get(f"/v1/jobs/{job['id']}")
+    ended = response.json
+    assert ended["status"] == "succeeded" and ended["cost_usd"] == "0.008" and "Retry-After" not in response.headers
+    assert ended["image"].pop("sha256") and ended["image"] == {
+        "url": job["urls"]["image"],
+        "content_type": "image/png",
+        "width": 640,
+        "height": 480,
+        "bytes": 1032,
+    }
+    assert ended["warnings"] == [{"code": "size_differs", "message": "512 x 512 was asked for."}]
+    assert MOMENT.fullmatch(ended["completed_at"]) and ended["error"] is None
+
+
+def test_a_failed_job_says_why(api: Caller, submit: Submit, worker: Worker) -> None:
+    job = submit()
+    worker.fail(worker.claim())
+    ended = api.get(f"/v1/jobs/{job['id']}").json
+    assert ended["status"] == "failed" and ended["image"] is None and ended["cost_usd"] == "0"
+    assert ended["error"] == {
+        "code": "rejected",
+        "message": "The vendor refused it.",
+        "retryable": False,
+        "billed": "no",
+    }
+
+
+def test_the_cost_counts_what_is_unknown_and_not_what_was_free(api: Caller, submit: Submit, worker: Worker) -> None:
+    job = submit()
+    for price, billed in ((8000, Billed.unknown), (1100, Billed.no), (500, Billed.yes)):
+        claim = worker.claim(price)
+        worker.requeue(claim)
+        worker.close_attempt(claim, Outcome.failed, billed)
+    worker.claim(1_000_000)
+    assert api.get(f"/v1/jobs/{job['id']}").json["cost_usd"] == "0.0085"
+
+
+def test_an_unchanged_job_is_not_sent_again(api: Caller, submit: Submit, worker: Worker) -> None:
+    url = submit()["urls"]["self"]
+    response = api.get(url, headers={"If-None-Match": 'W/"1"'})
+    assert response.status_code == 304 and response.data == b""
+    assert response.headers["ETag"] == 'W/"1"' and response.headers["Retry-After"] == "1"
+    worker.claim()
+    response = api.get(url, headers={"If-None-Match": 'W/"1"'})
+    assert response.status_code == 200 and response.headers["ETag"] == 'W/"2"'
+    assert api.get(url, headers={"If-None-Match": '"9", W/"2"'}).status_code == 304
+
+
+def test_nobody_learns_which_ids_exist(api: Caller, neighbour: Caller, submit: Submit) -> None:
+    own = submit()["id"]
+    named = {"X-Request-Id": "r1"}
+    for rest in ("", "/image", "/attempts"):
+        ids = (own, new_id("job"), new_id("evt"), "nonsense", own.upper(), own + "0", "job_%00", "%F0%28", "' OR 1=1")
+        answers = {
+            (response.status_code, response.data, tuple(response.headers))
+            for response in [neighbour.get(f"/v1/jobs/{id}{rest}", headers=named) for id in ids]
+        }
+        assert len(answers) == 1 and next(iter(answers))[0] == 404
+    assert api.get(f"/v1/jobs/{own}").status_code == 200
+
+
+def test_a_poll_is_one_statement(api: Caller, submit: Submit, services: Services) -> None:
+    url = submit()["urls"]["self"]
+    statements: list[str] = []
+    event.listen(services.database.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    api.get(url)
+    assert len(statements) == 1
+
+
+@on_sqlite
+def test_head_answers_without_a_body(api: Caller, submit: Submit) -> None:
+    response = api.head(submit()["urls"]["self"])
+    assert response.status_code == 200 and response.data == b"" and response.headers["ETag"] == 'W/"1"'
+
+
+@on_sqlite
+def test_addresses_start_with_the_public_url(services: Services) -> None:
+    from dataclasses import replace
+
+    from api.app import build
+
+    settings = services.settings.model_copy(update={"public_url": "https://images.example.com/darkroom/"})
+    api = client_with(build(replace(services, settings=settings)), KEY)
+    response = api.post("/v1/jobs", json={"input": {"prompt": "a cat"}}, headers={"Host": "evil.example"})
+    url = f"https://images.example.com/darkroom/v1/jobs/{response.json['id']}"
+    assert response.json["urls"] == {"self": url, "image": f"{url}/image"} and response.headers["Location"] == url
+
+
+@on_sqlite
+@pytest.mark.parametrize("host", ["a b", "x" * 300, "", "[::1", "é", "a\x00b"])
+def test_a_strange_host_is_no_fault_of_ours(api: Caller, submit: Submit, host: str) -> None:
+    path = f"/v1/jobs/{submit()['id']}"
+    assert api.get(path, headers={"Host": host}).status_code in (200, 400)

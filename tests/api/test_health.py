@@ -1,0 +1,78 @@
+"""GET /healthz and GET /readyz."""
+
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import text
+
+from api.app import create_app
+from api.services import Services
+from shared.settings import Settings
+from tests.api.people import KEY, Caller, client_with, on_sqlite
+from tests.servers import RedisServer, free_port
+
+
+def ready(api: Caller) -> tuple[int, dict[str, str]]:
+    response = api.get("/readyz")
+    assert response.json["status"] == ("ready" if response.status_code == 200 else "not_ready")
+    return response.status_code, response.json["checks"]
+
+
+def test_both_answer_without_a_key(stranger: Caller) -> None:
+    assert stranger.get("/healthz").json == {"status": "ok"}
+    assert ready(stranger) == (200, {"database": "ok", "migrations": "ok", "redis": "ok"})
+
+
+def test_a_database_at_another_revision_is_not_ready(stranger: Caller, services: Services) -> None:
+    with services.database.write() as tx:
+        tx.execute(text("UPDATE alembic_version SET version_num = '0000'"))
+    assert ready(stranger) == (503, {"database": "ok", "migrations": "failed", "redis": "ok"})
+    assert stranger.get("/healthz").status_code == 200
+
+
+@pytest.fixture
+def settings_without_a_database(redis_url: str) -> Settings:
+    url = "postgresql://nobody@127.0.0.1:1/none"
+    return Settings(database_url=url, redis_url=redis_url, api_key=KEY, secret_key="s" * 32)
+
+
+def test_without_a_database_it_starts_and_says_so(settings_without_a_database: Settings) -> None:
+    api = client_with(create_app(settings_without_a_database), KEY)
+    assert ready(api) == (503, {"database": "failed", "migrations": "failed", "redis": "ok"})
+    response = api.get("/v1/jobs")
+    assert response.status_code == 503 and response.json["code"] == "unavailable" and response.json["retryable"]
+    assert response.headers["Retry-After"] == "5"
+
+
+@pytest.fixture
+def frozen_redis() -> Iterator[RedisServer]:
+    """It takes connections, and answers nobody."""
+    server = RedisServer()
+    server.start()
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    yield server
+    server.close()
+
+
+@on_sqlite
+def test_without_redis_it_is_ready_and_takes_jobs(database_url: str) -> None:
+    away = f"redis://127.0.0.1:{free_port()}/0"
+    settings = Settings(database_url=database_url, redis_url=away, api_key=KEY, secret_key="s" * 32)
+    assert_quick_without_redis(settings)
+
+
+@on_sqlite
+def test_a_frozen_redis_holds_nobody_up(database_url: str, frozen_redis: RedisServer) -> None:
+    settings = Settings(database_url=database_url, redis_url=frozen_redis.url, api_key=KEY, secret_key="s" * 32)
+    assert_quick_without_redis(settings)
+
+
+def assert_quick_without_redis(settings: Settings) -> None:
+    api = client_with(create_app(settings), KEY)
+    started = time.monotonic()
+    assert ready(api) == (200, {"database": "ok", "migrations": "ok", "redis": "degraded"})
+    assert api.post("/v1/jobs", json={"input": {"prompt": "a cat"}}).status_code == 202
+    assert time.monotonic() - started < 1.5

@@ -1,0 +1,177 @@
+"""POST /v1/jobs."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from api.services import Services
+from shared.tables import Status, events, jobs
+from tests.api.people import Caller, Submit, on_sqlite
+from tests.servers import RedisServer
+
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+LCM = "lykon/dreamshaper-8-lcm"
+
+WRONG_BODIES: list[tuple[Any, str]] = [
+    ({}, "#/input"),
+    ({"input": {}}, "#/input/prompt"),
+    ({"input": {"prompt": "a"}}, "#/input/prompt"),
+    ({"input": {"prompt": "a" * 2049}}, "#/input/prompt"),
+    ({"input": {"prompt": None}}, "#/input/prompt"),
+    ({"input": {"prompt": ["a cat"]}}, "#/input/prompt"),
+    ({"input": {"prompt": "NUL \0"}}, "#/input/prompt"),
+    ({"input": {"prompt": "half \ud83d"}}, "#/input/prompt"),
+    ({"input": {"prompt": "a cat", "width": 248}}, "#/input/width"),
+    ({"input": {"prompt": "a cat", "width": 257}}, "#/input/width"),
+    ({"input": {"prompt": "a cat", "width": 2056}}, "#/input/width"),
+    ({"input": {"prompt": "a cat", "width": "512"}}, "#/input/width"),
+    ({"input": {"prompt": "a cat", "width": None}}, "#/input/width"),
+    ({"input": {"prompt": "a cat", "height": 512.5}}, "#/input/height"),
+    ({"input": {"prompt": "a cat", "num_steps": True}}, "#/input/num_steps"),
+    ({"input": {"prompt": "a cat", "num_steps": 21}}, "#/input/num_steps"),
+    ({"input": {"prompt": "a cat", "guidance": 30.01}}, "#/input/guidance"),
+    ({"input": {"prompt": "a cat", "guidance": "7"}}, "#/input/guidance"),
+    ({"input": {"prompt": "a cat", "guidance": 10**400}}, "#/input/guidance"),
+    ({"input": {"prompt": "a cat", "seed": -1}}, "#/input/seed"),
+    ({"input": {"prompt": "a cat", "seed": 2**32}}, "#/input/seed"),
+    ({"input": {"prompt": "a cat", "seed": 10**400}}, "#/input/seed"),
+    ({"input": {"prompt": "a cat", "a/b~c d": 1}}, "#/input/a~1b~0c%20d"),
+    ({"input": {"prompt": "a cat", "\0": 1}}, "#/input"),
+    ({"input": {"prompt": "a cat"}, "model": "unknown"}, "#/model"),
+    ({"input": {"prompt": "a cat"}, "model": None}, "#/model"),
+    ({"input": {"prompt": "a cat"}, "model": {}}, "#/model"),
+    ({"input": {"prompt": "a cat"}, "backend": "diffusers"}, "#/backend"),
+    ({"input": {"prompt": "a cat"}, "deadline_seconds": 0}, "#/deadline_seconds"),
+    ({"input": {"prompt": "a cat"}, "deadline_seconds": 604_801}, "#/deadline_seconds"),
+    ({"input": {"prompt": "a cat"}, "metadata": {"a": 1}}, "#/metadata/a"),
+    ({"input": {"prompt": "a cat"}, "metadata": {"": "x"}}, "#/metadata/"),
+    ({"input": {"prompt": "a cat"}, "metadata": {"k" * 65: "x"}}, "#/metadata/" + "k" * 65),
+    ({"input": {"prompt": "a cat"}, "metadata": {str(n): "x" for n in range(17)}}, "#/metadata"),
+    ({"input": {"prompt": "a cat"}, "metadata": {"a": "x" * 1024, "b": "ü" * 512}}, "#/metadata"),
+    ({"input": {"prompt": "a cat"}, "webhook": "http://example.com"}, "#/webhook"),
+    ({"input": {"prompt": "a cat"}, "priority": None}, "#/priority"),
+    ([], "#"),
+    ("a cat", "#"),
+    ('{"input": {"prompt": "a cat"}}', "#"),
+    (None, "#"),
+]
+
+
+@pytest.fixture
+def rejecting(api: Caller, services: Services) -> Iterator[Caller]:
+    """A client whose requests leave no job behind."""
+    yield api
+    with services.database.read() as connection:
+        assert connection.execute(select(jobs.c.id)).all() == []
+
+
+def test_a_prompt_is_enough_and_the_rest_is_filled_in(api: Caller, services: Services) -> None:
+    response = api.post("/v1/jobs", json={"input": {"prompt": "futuristic spacecraft"}})
+    job = response.json
+    assert response.status_code == 202 and response.content_type == "application/json"
+    assert response.headers["Location"] == job["urls"]["self"] == f"http://localhost/v1/jobs/{job['id']}"
+    assert response.headers["Retry-After"] == "1" and response.headers["Cache-Control"] == "no-store"
+    assert job["status"] == "queued" and job["sequence"] == 1 and job["model"] == SDXL and job["backend"] == "auto"
+    seed = job["input"].pop("seed")
+    assert type(seed) is int and 0 <= seed < 2**32
+    assert job["input"] == {
+        "prompt": "futuristic spacecraft",
+        "negative_prompt": None,
+        "width": 512,
+        "height": 512,
+        "num_steps": 20,
+        "guidance": 7.5,
+    }
+    with services.database.read() as connection:
+        row = connection.execute(select(jobs)).one()
+        assert (row.id, row.status, row.backend, row.backend_asked) == (job["id"], Status.queued, "dataoorts", "auto")
+        assert row.input == job["input"] | {"seed": seed}
+        assert connection.execute(select(events.c.type)).scalars().all() == ["job.queued"]
+
+
+def test_what_is_given_is_kept_as_given(submit: Submit) -> None:
+    given = {"prompt": "猫 😀 'quoted'", "negative_prompt": "dogs", "width": 256, "height": 2048}
+    given |= {"num_steps": 1, "guidance": 0, "seed": 2**32 - 1}
+    job = submit(model=SDXL, input=given, backend="dataoorts", metadata={"ticket": "ABC-1", "ü": ""})
+    assert job["input"] == given and job["backend"] == "dataoorts" and job["metadata"] == {"ticket": "ABC-1", "ü": ""}
+
+
+@on_sqlite
+def test_seeds_are_drawn_anew_for_each_job(submit: Submit) -> None:
+    assert len({submit()["input"]["seed"] for _ in range(5)}) == 5
+
+
+@on_sqlite
+def test_a_model_without_a_seed_gets_none_drawn(submit: Submit, api: Caller) -> None:
+    assert "seed" not in submit(model=LCM)["input"]
+    response = api.post("/v1/jobs", json={"model": LCM, "input": {"prompt": "a cat", "seed": 1}})
+    assert response.json["errors"] == [{"pointer": "#/input/seed", "detail": "There is no such field."}]
+
+
+@on_sqlite
+def test_an_empty_negative_prompt_is_none(submit: Submit) -> None:
+    assert submit(input={"prompt": "a cat", "negative_prompt": ""})["input"]["negative_prompt"] is None
+
+
+@on_sqlite
+def test_a_whole_number_may_be_written_with_a_point(submit: Submit) -> None:
+    job = submit(input={"prompt": "a cat", "width": 512.0, "guidance": 5})
+    assert job["input"]["width"] == 512 and type(job["input"]["width"]) is int and job["input"]["guidance"] == 5
+
+
+def test_a_deadline_is_kept_as_a_moment(submit: Submit) -> None:
+    assert submit()["deadline_at"] is None
+    job = submit(deadline_seconds=3600)
+    assert job["deadline_at"][:11] >= job["created_at"][:11] and job["deadline_at"][11:13] != job["created_at"][11:13]
+
+
+@on_sqlite
+def test_a_ticket_is_rung_after_the_commit(submit: Submit, redis_server: RedisServer) -> None:
+    submit()
+    deadline = time.monotonic() + 5
+    while not redis_server.client().llen("generate.dataoorts"):
+        assert time.monotonic() < deadline, "no ticket came"
+        time.sleep(0.01)
+
+
+@on_sqlite
+def test_a_wrong_body_is_refused_and_the_field_named(rejecting: Caller) -> None:
+    for body, pointer in WRONG_BODIES:
+        response = rejecting.post("/v1/jobs", data=json.dumps(body), content_type="application/json")
+        assert response.status_code == 422 and response.json["code"] == "invalid", (body, response.text)
+        assert [error["pointer"] for error in response.json["errors"]] == [pointer], (body, response.text)
+
+
+@on_sqlite
+def test_each_of_several_mistakes_is_named(rejecting: Caller) -> None:
+    response = rejecting.post("/v1/jobs", json={"input": {"prompt": "", "width": 1}, "nonsense": 1})
+    pointers = {error["pointer"] for error in response.json["errors"]}
+    assert pointers == {"#/input/prompt", "#/input/width", "#/nonsense"}
+
+
+@on_sqlite
+def test_the_prompt_is_not_repeated_in_an_error(rejecting: Caller) -> None:
+    response = rejecting.post("/v1/jobs", json={"input": {"prompt": "secret plans" * 200}})
+    assert response.status_code == 422 and "secret" not in response.text
+
+
+@on_sqlite
+def test_an_idempotency_key_is_refused_until_it_is_honoured(rejecting: Caller) -> None:
+    response = rejecting.post("/v1/jobs", json={"input": {"prompt": "a cat"}}, headers={"Idempotency-Key": "k1"})
+    assert response.status_code == 422 and response.json["errors"][0]["parameter"] == "Idempotency-Key"
+
+
+@on_sqlite
+def test_a_query_parameter_is_refused(rejecting: Caller) -> None:
+    response = rejecting.post("/v1/jobs?dry_run=1", json={"input": {"prompt": "a cat"}})
+    assert response.status_code == 422 and response.json["errors"][0]["parameter"] == "dry_run"
+
+
+@on_sqlite
+def test_prefer_is_ignored_and_not_said_to_be_applied(api: Caller) -> None:
+    response = api.post("/v1/jobs", json={"input": {"prompt": "a cat"}}, headers={"Prefer": "wait=10"})
+    assert response.status_code == 202 and "Preference-Applied" not in response.headers
