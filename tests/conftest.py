@@ -11,6 +11,15 @@ from shared.database import Database
 from tests.servers import PostgresServer, RedisServer
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever needs a server counts as slow: `./dev test fast` runs the rest, in seconds."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        if fixtures & {"postgres", "redis_server"} or "postgresql" in parameters.values():
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """One PostgreSQL for the whole run, with a migrated template to copy."""

@@ -1,0 +1,1 @@
+"""Everything on one machine: what `./dev up` and `./dev demo` are made of."""

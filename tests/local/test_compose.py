@@ -1,0 +1,149 @@
+"""docker-compose.yml, Dockerfile and Procfile say the same; no engine is needed to see that."""
+
+import re
+import shlex
+from typing import Any
+
+import pytest
+import yaml
+
+from local import procfile
+from shared import settings
+from shared.settings import Settings
+from tests.local.programs import ROOT
+
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+TEXT = (ROOT / "docker-compose.yml").read_text()
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = {name: service for name, service in SERVICES.items() if service["image"].startswith("darkroom:")}
+PROCESSES = {command.name: command.line for command in procfile.read(ROOT / "Procfile")}
+KNOWN = {settings.variable(field) for field in Settings.model_fields}
+#: Stateless, or of no use to ask: the file says why.
+WITHOUT_HEALTH_CHECK = {"worker-dataoorts", "worker-sweep", "migrate"}
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_process_of_the_procfile_is_a_service_with_the_same_command(name: str) -> None:
+    assert SERVICES[name]["command"] == ["sh", "-c", "exec " + PROCESSES[name].replace("$", "$$")]
+
+
+def test_every_service_of_our_image_is_a_process_or_a_module_that_exists() -> None:
+    modules = {name: service["command"][:3] for name, service in OURS.items() if name not in PROCESSES}
+    assert modules == {
+        "migrate": ["python", "-m", "migrations"],
+        "sandbox": ["python", "-m", "sandbox"],
+    }
+
+
+def test_the_images_own_command_is_the_api() -> None:
+    [line] = re.findall(r'^CMD \["sh", "-c", "exec (.*)"\]$', DOCKERFILE, re.MULTILINE)
+    assert line.replace('\\"', '"') == PROCESSES["api"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_variable_is_a_setting(name: str) -> None:
+    assert set(OURS[name].get("environment", {})) <= KNOWN
+
+
+def test_every_setting_can_be_given() -> None:
+    """All but the data folder, whose place in the container is the image's to say."""
+    assert set(SERVICES["api"]["environment"]) == KNOWN - {"DARKROOM_DATA_DIR"}
+
+
+def test_every_variable_that_is_asked_for_is_a_setting_or_the_files_own() -> None:
+    asked = set(re.findall(r"(?<!\$)\$\{(\w+)", TEXT))
+    assert asked - KNOWN == {"POSTGRES_PASSWORD", "PUBLISH"}
+
+
+def test_no_secret_has_a_default_and_what_is_needed_says_how_to_make_it() -> None:
+    for name in ("DARKROOM_SECRET_KEY", "POSTGRES_PASSWORD"):
+        ways = set(re.findall(rf"(?<!\$)\$\{{{name}(.*?)\}}", TEXT))
+        assert len(ways) == 1 and re.fullmatch(r":\?must be set; `openssl rand -hex \d+` makes one", ways.pop())
+    for name in ("DARKROOM_API_KEY", "DATAOORTS_API_KEY"):
+        assert set(re.findall(rf"(?<!\$)\$\{{{name}(.*?)\}}", TEXT)) == {":-"}
+
+
+def test_what_compose_passes_on_when_nothing_is_given_are_good_settings() -> None:
+    passed = {
+        name: re.sub(r"\$\{\w+:-(.*?)\}", r"\1", re.sub(r"\$\{\w+:\?.*?\}", "0123456789abcdef" * 2, value))
+        for name, value in SERVICES["api"]["environment"].items()
+    }
+    loaded = settings.load(passed)
+    assert loaded.database_url.startswith("postgresql+psycopg://darkroom:")
+    assert loaded.dataoorts_api_key is None and loaded.sandbox is False
+
+
+def test_the_line_for_the_sandbox_names_where_it_listens() -> None:
+    command = SERVICES["sandbox"]["command"]
+    port = command[command.index("--port") + 1]
+    assert f"DATAOORTS_URL=http://sandbox:{port}/api/v1" in TEXT and "DARKROOM_SANDBOX=1" in TEXT
+    assert SERVICES["sandbox"]["profiles"] == ["sandbox"]
+    environ = {"DARKROOM_SECRET_KEY": "0" * 32, "DARKROOM_SANDBOX": "1", "DATAOORTS_API_KEY": "sandbox"}
+    assert settings.load(environ | {"DATAOORTS_URL": f"http://sandbox:{port}/api/v1"}).sandbox is True
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_is_hardened(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True and service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert "privileged" not in service and "cap_add" not in service
+    assert service["restart"] == ("no" if name == "migrate" else "unless-stopped")
+    if name not in OURS:
+        assert service["user"] == name
+
+
+@pytest.mark.parametrize(
+    "image", [service["image"] for service in SERVICES.values()] + re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
+)
+def test_every_image_is_pinned_by_a_tag_that_says_its_version(image: str) -> None:
+    assert re.search(r":\d[\w.-]*$", image)
+
+
+def test_our_image_does_not_run_as_root_and_installs_what_is_locked() -> None:
+    assert re.findall(r"^USER (\d+):\d+$", DOCKERFILE, re.MULTILINE)[-1] != "0"
+    assert "--require-hashes -r requirements.lock" in DOCKERFILE and "PYTHONUNBUFFERED=1" in DOCKERFILE
+    assert DOCKERFILE.index("\nUSER ") > DOCKERFILE.index("\nCOPY . .")
+
+
+def test_what_the_processes_need_is_in_the_image() -> None:
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert kept >= {"api", "worker", "shared", "migrations", "sandbox", "requirements.lock"}
+    assert all((ROOT / name).exists() for name in kept)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_what_can_be_asked_for_its_health_is_asked(name: str) -> None:
+    assert ("healthcheck" in SERVICES[name]) == (name not in WITHOUT_HEALTH_CHECK)
+
+
+@pytest.mark.parametrize("name", ["api", "sandbox"])
+def test_health_checks_in_python_compile_and_ask_the_right_port(name: str) -> None:
+    kind, program, option, code = SERVICES[name]["healthcheck"]["test"]
+    assert (kind, program, option) == ("CMD", "python", "-c")
+    compile(code, name, "exec")
+    assert f"'127.0.0.1', {8000 if name == 'api' else 9000}" in code and "'/healthz'" in code
+
+
+def test_redis_keeps_every_ticket_and_never_evicts() -> None:
+    command = shlex.join(SERVICES["redis"]["command"])
+    for flag in ("--appendonly yes", "--appendfsync everysec", "--maxmemory-policy noeviction"):
+        assert flag in command
+
+
+def test_stores_have_volumes_and_no_way_out() -> None:
+    assert COMPOSE["networks"]["inside"] == {"internal": True}
+    for name in ("redis", "postgres"):
+        assert SERVICES[name]["networks"] == ["inside"] and "ports" not in SERVICES[name]
+        assert SERVICES[name]["volumes"][0].split(":")[0] in COMPOSE["volumes"]
+
+
+def test_processes_start_when_the_database_is_migrated() -> None:
+    for name in PROCESSES:
+        assert SERVICES[name]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
+    assert SERVICES["migrate"]["depends_on"]["postgres"]["condition"] == "service_healthy"
+
+
+def test_a_worker_that_stops_may_finish_its_longest_call() -> None:
+    assert int(SERVICES["worker-dataoorts"]["stop_grace_period"].removesuffix("s")) > 150
