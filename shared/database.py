@@ -5,7 +5,7 @@ one expression for it; no other code asks what time it is to write it down.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
@@ -103,15 +103,21 @@ class Database:
         # SQLite has one writer at a time. Its own lock is polled, and unfair: without this one in front of it,
         # 115 of 2,400 writes by 4 processes of 100 threads ended as `database is locked`; with it none, and faster.
         self._writer: AbstractContextManager[Any] = threading.Lock() if self.is_sqlite else nullcontext()
+        #: Called after a commit with the ids of the jobs that moved in it. It must neither wait nor fail.
+        self.after_commit: Callable[[list[str]], None] = lambda moved: None
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """One transaction that commits at the end of the block, or leaves nothing behind if the block raises."""
-        with self._writer, self.engine.connect() as connection, connection.begin():
-            if self.is_sqlite:
-                # IMMEDIATE: one that reads first and writes then can fail at once, whatever busy_timeout says.
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            yield connection
+        with self._writer, self.engine.connect() as connection:
+            moved = connection.info["moved"] = []  # shared/jobs.py writes down here what it moves
+            with connection.begin():
+                if self.is_sqlite:
+                    # IMMEDIATE: one that reads first and writes then can fail at once, whatever busy_timeout says.
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+                yield connection
+        if moved:
+            self.after_commit(moved)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

@@ -2,7 +2,7 @@
 
     submit -> queued -- claim --> running -- succeed --> succeeded     adopt: a picture of any attempt
                 ^                    |------ fail -----> failed               ends a job that is queued or running
-                '-- requeue, release, rescue
+                '-- requeue, release, rescue    cancel: ends a job that is queued or running
     queued -- too old: expire --> expired (never tried) | failed, gave_up (tried)
 
 Every move is one guarded UPDATE: it names the statuses it may leave and, for a worker's own moves, the fence that
@@ -81,6 +81,14 @@ class Claim:
     crashes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A job that a request led to. `is_new`: it was made now; else it was there before."""
+
+    job: Row[Any]
+    is_new: bool
+
+
 def submit(
     tx: Connection,
     *,
@@ -93,6 +101,7 @@ def submit(
     sandbox: bool,
     deadline_seconds: float | None,
     max_wait_seconds: float,
+    retried_from: str | None = None,
 ) -> Row[Any]:
     """Accept a job: from the commit of this transaction on it is ours, whatever becomes of Redis. Returns its row."""
     statement = (
@@ -119,6 +128,7 @@ def submit(
             refusals=0,
             crashes=0,
             created_at=now(),
+            retried_from=retried_from,
         )
         .returning(jobs)
     )
@@ -271,6 +281,66 @@ def release(tx: Connection, claim: Claim, *, reason: str) -> bool:
     return job is not None
 
 
+def cancel(tx: Connection, job_id: str) -> bool:
+    """Nobody wants it any more. A worker that has it learns so; what its call costs still reaches its attempt."""
+    return _move(tx, job_id, Status.canceled, allowed=(Status.queued, Status.running), **_ENDED) is not None
+
+
+def retry(tx: Connection, job_id: str, *, backend: str, sandbox: bool, max_wait_seconds: float) -> Made | None:
+    """Submit an ended job again, with the same input and seed. While one such is open, it is that one.
+
+    None if there is nothing to submit again: the job succeeded, is still open, or its data were removed.
+    """
+    # Locked, so that two retries at once make one job. (On SQLite there is one writer anyway.)
+    job = tx.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()).one()
+    if job.status not in (Status.failed, Status.canceled, Status.expired) or job.data_removed:
+        return None
+    again = select(jobs).where(jobs.c.retried_from == job_id, jobs.c.status.in_((Status.queued, Status.running)))
+    open_one = tx.execute(again.order_by(jobs.c.id).limit(1)).one_or_none()
+    if open_one is not None:
+        return Made(open_one, is_new=False)
+    new = submit(
+        tx,
+        project_id=job.project_id,
+        model=job.model,
+        backend_asked=job.backend_asked,
+        backend=backend,
+        input=job.input,
+        metadata=job.metadata,
+        sandbox=sandbox,
+        deadline_seconds=None,
+        max_wait_seconds=max_wait_seconds,
+        retried_from=job_id,
+    )
+    return Made(new, is_new=True)
+
+
+def remove_data(tx: Connection, job_id: str) -> bool:
+    """Forget what an ended job was about: its prompt, its metadata, its picture. Its row stays, and its bill.
+
+    No move: its status stays. False if it has not ended; removing twice is fine. The pictures themselves are the
+    image store's to remove, after the commit; what a crash leaves there, nothing points at, and the sweep finds.
+    """
+    statement = (
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.status.in_(TERMINAL))
+        .values(
+            data_removed=True,
+            input={},
+            metadata={},
+            warnings=[],
+            image_attempt=None,
+            image_content_type=None,
+            image_width=None,
+            image_height=None,
+            image_bytes=None,
+            image_sha256=None,
+        )
+        .returning(jobs.c.id)
+    )
+    return tx.execute(statement).one_or_none() is not None
+
+
 def rescue(tx: Connection, job_id: str, fence: int, *, max_crashes: int) -> Status | None:
     """A lease ran out: its worker counts as dead. Back into the queue, or failed after `max_crashes` such deaths.
 
@@ -367,9 +437,10 @@ def close_attempt(
     return tx.execute(statement).one_or_none() is not None
 
 
-def image_of(tx: Connection, job_id: str) -> int | None:
-    """The attempt whose picture the job points at; None: none, or no such job."""
-    return tx.scalar(select(jobs.c.image_attempt).where(jobs.c.id == job_id))
+def end_of(tx: Connection, job_id: str) -> tuple[Status, int | None]:
+    """Where a job stands, and the attempt whose picture it points at."""
+    row = tx.execute(select(jobs.c.status, jobs.c.image_attempt).where(jobs.c.id == job_id)).one()
+    return Status(row.status), row.image_attempt
 
 
 #: The worker is gone from it.
@@ -401,6 +472,7 @@ def _move(
 
 def _record(tx: Connection, job: Row[Any], status: Status, data: dict[str, Any]) -> None:
     """The event of a move: with `attempts` and `error` as they stood, which a later move may change."""
+    tx.info["moved"].append(job.id)
     tx.execute(
         insert(events).values(
             id=new_id("evt"),

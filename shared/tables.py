@@ -12,6 +12,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    false,
     text,
 )
 
@@ -132,11 +134,14 @@ jobs = Table(
     Column("image_height", Integer),
     Column("image_bytes", Integer),
     Column("image_sha256", String(64)),
+    Column("retried_from", String(40)),
+    Column("data_removed", Boolean, nullable=False, server_default=false()),
     Index("ix_jobs_claim", "backend", "rank", "id", **_partial("status = 'queued' AND ready")),
     Index("ix_jobs_not_ready", "ready_at", **_partial("status = 'queued' AND NOT ready")),
     Index("ix_jobs_queue_until", "queue_until", **_partial("status = 'queued'")),
     Index("ix_jobs_deadline_at", "deadline_at", **_partial("status = 'queued' AND deadline_at IS NOT NULL")),
     Index("ix_jobs_lease_until", "lease_until", **_partial("status = 'running'")),
+    Index("ix_jobs_retried_from", "retried_from", **_partial("retried_from IS NOT NULL")),
     Index("ix_jobs_project_id_id", "project_id", "id"),
     Index("ix_jobs_project_id_status_id", "project_id", "status", "id"),
 )
@@ -168,6 +173,30 @@ events = Table(
     Column("type", String(40), nullable=False),
     Column("data", _JSON, nullable=False),  # what the job's row will not tell any more once it has moved on
     Column("created_at", UtcTime, nullable=False),
+)
+
+#: How long a repeated request gets the job of the first one.
+KEYS_KEPT_SECONDS = 24 * 3600
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("project_id", String(40), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("request_hash", String(64), nullable=False),  # SHA-256 of method, path and parsed body, hex
+    Column("job_id", String(40), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Index("ix_idempotency_keys_created_at", "created_at"),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("name", String(100), primary_key=True),
+    Column("backend", String(20), primary_key=True),
+    Column("slots", Integer, nullable=False),
+    Column("seconds", Float),  # what its latest attempts took on average; null before the first
+    Column("seen_at", UtcTime, nullable=False),  # the latest heartbeat
 )
 
 images = Table(

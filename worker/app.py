@@ -11,15 +11,18 @@ import os
 import socket
 import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 from celery import Celery, signals
+from sqlalchemy import Connection
 
 from shared import catalogue, settings, tickets
-from shared.database import Database
+from shared.announcements import Announcer, client
+from shared.database import AWAY, Database
 from shared.image_store import open_image_store
 from shared.settings import Settings
-from worker import tasks
+from worker import presence, tasks
 from worker.backends.base import Backend
 from worker.backends.dataoorts import Dataoorts
 from worker.generation import Generation
@@ -46,10 +49,14 @@ class Worker:
     """What this process works with, made once, before it takes its first ticket."""
 
     def __init__(self, wanted: Settings, queues: set[str], slots: int) -> None:
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self.slots = slots
         self.stopping = threading.Event()
         self.database = Database(wanted.database_url, connections=10, wait_seconds=30)
+        self.announcer = Announcer(client(wanted))
+        self.database.after_commit = self.announcer.tell
         images = open_image_store(wanted.image_store, self.database)
-        self.leases = Leases(self.database, wanted.lease_seconds)
+        self.leases = Leases(self.database, wanted.lease_seconds, self._present)
         self.backends = [_backend(name, wanted, slots) for name in wanted.backends if tickets.queue_of(name) in queues]
         self.generations = {
             backend.name: Generation(
@@ -57,7 +64,7 @@ class Worker:
                 images=images,
                 backend=backend,
                 leases=self.leases,
-                worker=f"{socket.gethostname()}:{os.getpid()}",
+                worker=self.name,
                 prices=_prices(wanted),
                 max_attempts=wanted.max_attempts,
                 lease_seconds=wanted.lease_seconds,
@@ -71,10 +78,17 @@ class Worker:
             backend.load()
         self.leases.start()
 
+    def _present(self, tx: Connection) -> None:
+        for generation in self.generations.values():
+            presence.show(tx, self.name, generation.backend_name, self.slots, generation.mean_seconds)
+
     def close(self) -> None:
         for backend in self.backends:
             backend.close()
         self.leases.close()
+        with suppress(*AWAY), self.database.write() as tx:
+            presence.leave(tx, self.name)
+        self.announcer.close()
         self.database.close()
 
 

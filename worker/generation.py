@@ -3,13 +3,15 @@
 import logging
 import random
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
 
 from shared import jobs
 from shared.database import AWAY, Database
 from shared.image_store import Image, ImageStore
 from shared.jobs import Claim, JobError
-from shared.tables import Billed, Outcome
+from shared.tables import Billed, Outcome, Status
 from worker import retry
 from worker.backends.base import Backend, Failure, Kind, Picture, Request
 from worker.leases import Leases
@@ -47,11 +49,22 @@ class Generation:
         self._max_attempts = max_attempts
         self._lease_seconds = lease_seconds
         self._stopping = stopping
+        self._seconds: deque[float] = deque(maxlen=50)
 
     def work(self) -> None:
         """Claim and work until no job is left, or until asked to stop."""
         while not self._stopping.is_set() and (claim := self._claim()):
             self.run_attempt(claim)
+
+    @property
+    def backend_name(self) -> str:
+        return self._backend.name
+
+    @property
+    def mean_seconds(self) -> float | None:
+        """What the latest calls of the backend took on average; None before the first."""
+        seconds = list(self._seconds)
+        return sum(seconds) / len(seconds) if seconds else None
 
     def _claim(self) -> Claim | None:
         try:
@@ -82,11 +95,14 @@ class Generation:
                 self._until_stored(lambda: self._give_back(claim, outcome))
 
     def _generate(self, claim: Claim) -> Picture | Failure:
+        started = time.monotonic()
         try:
             request = Request(claim.job_id, claim.model, claim.input)
-            return self._backend.generate(
+            outcome = self._backend.generate(
                 [request], progress=lambda *_: None, canceled=lambda _index: self._leases.lost(claim)
             )[0]
+            self._seconds.append(time.monotonic() - started)
+            return outcome
         except Exception:
             # A fault of ours must not cost the job its life, nor the thread its. Whether it was paid, nobody knows.
             log.exception("%s: attempt %d broke off", claim.job_id, claim.attempt)
@@ -111,9 +127,11 @@ class Generation:
             # Not ours any more? It was paid for all the same: it ends the job unless another picture has.
             if not jobs.succeed(tx, claim, image):
                 jobs.adopt(tx, image)
-            jobs.close_attempt(tx, claim.job_id, claim.attempt, Outcome.succeeded, Billed.yes)
             # Asked, not remembered: this may be the second try at a commit whose answer was lost.
-            kept = jobs.image_of(tx, claim.job_id) == claim.attempt
+            status, pointed_at = jobs.end_of(tx, claim.job_id)
+            kept = pointed_at == claim.attempt
+            outcome = Outcome.canceled if status == Status.canceled else Outcome.succeeded
+            jobs.close_attempt(tx, claim.job_id, claim.attempt, outcome, Billed.yes)
         if not kept:
             self._images.remove(claim.job_id, claim.attempt)
 

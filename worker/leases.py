@@ -6,8 +6,10 @@ It uses a database connection of its own, so that it never queues behind the wor
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from sqlalchemy import Connection
 
 from shared import jobs
 from shared.database import AWAY, Database
@@ -24,9 +26,13 @@ class Leases:
     #: Pairs in one statement; SQLite takes 32,766 parameters at most.
     CHUNK = 500
 
-    def __init__(self, database: Database, lease_seconds: float) -> None:
+    def __init__(
+        self, database: Database, lease_seconds: float, present: Callable[[Connection], None] = lambda tx: None
+    ) -> None:
+        """`present`: what else a beat writes, to show that this process is there."""
         self._database = database.dedicated()
         self._lease_seconds = lease_seconds
+        self._present = present
         self._held: set[tuple[str, int]] = set()
         self._lost: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
@@ -63,6 +69,8 @@ class Leases:
         """One beat. Raises what the database raises when it is away."""
         with self._lock:
             held = sorted(self._held)
+        with self._database.write() as tx:
+            self._present(tx)
         for start in range(0, len(held), self.CHUNK):
             chunk = held[start : start + self.CHUNK]
             with self._database.write() as tx:
@@ -71,7 +79,7 @@ class Leases:
                 self._lost.update(self._held.intersection(set(chunk) - ours))
 
     def _run(self) -> None:
-        pause = beat = self._lease_seconds / 4
+        pause, beat = 0.0, self._lease_seconds / 4
         while not self._closed.wait(pause):
             try:
                 self.renew()

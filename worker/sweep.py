@@ -12,14 +12,17 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy import ColumnElement, Select, delete, func, select, tuple_
 
 from shared import jobs, settings, tickets
+from shared.announcements import Announcer, client
 from shared.database import AWAY, Database, now
 from shared.image_store import ImageStore, open_image_store
 from shared.jobs import CLAIMABLE, NEVER_TRIED, is_status
-from shared.tables import Billed, Outcome, Status, attempts
+from shared.tables import KEYS_KEPT_SECONDS, Billed, Outcome, Status, attempts
+from shared.tables import idempotency_keys as keys
 from shared.tables import jobs as table
+from worker import presence
 
 log = logging.getLogger("worker.sweep")
 
@@ -68,6 +71,8 @@ class Sweep:
             self.ready_what_is_due,
             self.close_abandoned_attempts,
             self.forget_unpointed_images,
+            self.forget_old_keys,
+            self.forget_dead_workers,
             self.ring,
         )
         more = [self._run(repair) for repair in repairs]  # each of them, before any() stops at the first
@@ -166,6 +171,24 @@ class Sweep:
                     log.info("%s: the picture of attempt %d, which nothing points at, removed", job_id, attempt)
         return False  # no hurry
 
+    def forget_old_keys(self) -> bool:
+        """Idempotency keys whose time is over. A key that comes again is judged by its age, not by its being there."""
+        old = keys.c.created_at < now(-KEYS_KEPT_SECONDS)
+        some = select(keys.c.project_id, keys.c.key).where(old).order_by(keys.c.created_at).limit(self.LIMIT)
+        with self._database.read() as connection:
+            rows = connection.execute(some).all()
+        if rows:
+            place = tuple_(keys.c.project_id, keys.c.key)
+            with self._database.write() as tx:
+                tx.execute(delete(keys).where(place.in_([tuple(row) for row in rows]), old))
+        return len(rows) == self.LIMIT
+
+    def forget_dead_workers(self) -> bool:
+        """Workers that never said goodbye."""
+        with self._database.write() as tx:
+            presence.forget_the_dead(tx)
+        return False
+
     def ring(self) -> bool:
         """As many tickets as there are jobs to claim, up to enough: a lost one, or an emptied Redis, is made up for."""
         for backend in self._backends:
@@ -187,6 +210,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     database = Database(wanted.database_url, connections=2)
+    announcer = Announcer(client(wanted))
+    database.after_commit = announcer.tell
     sweep = Sweep(
         database,
         open_image_store(wanted.image_store, database),

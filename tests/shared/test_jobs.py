@@ -338,3 +338,111 @@ def test_a_claim_is_served_by_its_partial_index(database: Database) -> None:
     assert "ix_jobs_claim" in plan(database, claim)
     lapsed = select(table.c.id).where(jobs.is_status(Status.running), table.c.lease_until < now())
     assert "ix_jobs_lease_until" in plan(database, lapsed)
+
+
+def test_cancel_ends_a_queued_and_a_running_job_at_once_and_only_once(database: Database) -> None:
+    submit(database), submit(database)
+    running = claim_one(database)
+    for job_id in (running.job_id, claim_one(database).job_id):
+        with database.write() as tx:
+            assert jobs.cancel(tx, job_id)
+            assert not jobs.cancel(tx, job_id)
+        row = job_row(database, job_id)
+        assert (row.status, row.error, row.lease_until) == ("canceled", None, None)
+        assert event_types(database, job_id)[-1] == "job.canceled"
+    with database.write() as tx:
+        assert not jobs.succeed(tx, running, an_image(running))
+        assert not jobs.adopt(tx, an_image(running))
+        assert jobs.renew(tx, [(running.job_id, running.fence)], 20) == set()
+
+
+def test_what_a_canceled_call_costs_still_reaches_its_attempt(database: Database) -> None:
+    submit(database)
+    claim = claim_one(database)
+    with database.write() as tx:
+        jobs.cancel(tx, claim.job_id)
+        assert jobs.close_attempt(tx, claim.job_id, claim.attempt, Outcome.canceled, Billed.yes)
+    attempt = attempt_row(database, claim.job_id)
+    assert (attempt.outcome, attempt.billed, attempt.price) == ("canceled", "yes", PRICES["m"])
+
+
+def test_a_canceled_job_is_not_claimed(database: Database) -> None:
+    job = submit(database)
+    with database.write() as tx:
+        jobs.cancel(tx, job.id)
+        assert jobs.claim(tx, "dataoorts", worker="w", lease_seconds=20, attempt_seconds=60, prices=PRICES) == []
+
+
+def retry(database: Database, job_id: str) -> jobs.Made | None:
+    with database.write() as tx:
+        return jobs.retry(tx, job_id, backend="dataoorts", sandbox=True, max_wait_seconds=60)
+
+
+def test_a_retry_is_a_new_job_with_the_same_input_and_while_it_is_open_the_same_one(database: Database) -> None:
+    job = submit(database, input={"prompt": "x", "seed": 7}, metadata={"a": "b"})
+    with database.write() as tx:
+        jobs.cancel(tx, job.id)
+    first, second = retry(database, job.id), retry(database, job.id)
+    assert first is not None and second is not None
+    assert first.is_new and not second.is_new and first.job.id == second.job.id != job.id
+    assert (first.job.input, first.job.metadata, first.job.retried_from) == (job.input, job.metadata, job.id)
+    with database.write() as tx:
+        jobs.cancel(tx, first.job.id)
+    third = retry(database, job.id)
+    assert third is not None and third.is_new
+
+
+def test_only_a_job_that_ended_without_a_picture_is_retried(database: Database) -> None:
+    queued = submit(database)
+    assert retry(database, queued.id) is None
+    claim = claim_one(database)
+    assert retry(database, queued.id) is None
+    ended(database, claim)
+    assert retry(database, queued.id) is None
+
+
+def test_retries_at_once_make_one_job(database: Database) -> None:
+    job = submit(database)
+    with database.write() as tx:
+        jobs.cancel(tx, job.id)
+    made: list[jobs.Made | None] = []
+    threads = [threading.Thread(target=lambda: made.append(retry(database, job.id))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({retried.job.id for retried in made if retried}) == 1 and len(made) == 8
+    assert sum(retried.is_new for retried in made if retried) == 1
+
+
+def test_removed_data_are_gone_and_the_bill_stays(database: Database) -> None:
+    job = submit(database, metadata={"a": "b"})
+    with database.write() as tx:
+        assert not jobs.remove_data(tx, job.id), "it has not ended"
+    ended(database, claim_one(database))
+    with database.write() as tx:
+        assert jobs.remove_data(tx, job.id)
+        assert jobs.remove_data(tx, job.id)
+    row = job_row(database, job.id)
+    assert (row.status, row.data_removed, row.input, row.metadata) == ("succeeded", True, {}, {})
+    assert row.image_attempt is None and row.image_sha256 is None
+    assert attempt_row(database, job.id).billed == "yes"
+    assert retry(database, job.id) is None
+
+
+def test_a_commit_tells_which_jobs_moved_and_a_rollback_tells_nothing(database: Database) -> None:
+    told: list[list[str]] = []
+    database.after_commit = told.append
+    job = submit(database)
+    assert told == [[job.id]]
+    claim = claim_one(database)
+    assert told == [[job.id]] * 2
+
+    def break_off() -> None:
+        with database.write() as tx:
+            jobs.fail(tx, claim, AN_ERROR)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        break_off()
+    assert told == [[job.id]] * 2

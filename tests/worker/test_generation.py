@@ -244,6 +244,33 @@ def test_a_second_picture_is_counted_and_thrown_away(bench: Bench) -> None:
     assert bench.attempt(job.id, 1) == ("succeeded", "yes"), "it was paid for, and is counted"
 
 
+def test_a_canceled_calls_picture_is_thrown_away_and_its_cost_is_counted(bench: Bench) -> None:
+    job = submit(bench.database)
+
+    def canceled_meanwhile() -> Picture:
+        with bench.database.write() as tx:
+            assert jobs.cancel(tx, job.id)
+        return PICTURE
+
+    bench.generation(ScriptedBackend(canceled_meanwhile)).work()
+    assert job_row(bench.database, job.id).status == Status.canceled
+    assert bench.images.of_job(job.id) == []
+    assert bench.attempt(job.id) == ("canceled", "yes")
+
+
+def test_a_canceled_calls_failure_changes_nothing_but_its_attempt(bench: Bench) -> None:
+    job = submit(bench.database)
+
+    def canceled_meanwhile() -> Failure:
+        with bench.database.write() as tx:
+            assert jobs.cancel(tx, job.id)
+        return Failure(Kind.transient, Billed.unknown, "timed out")
+
+    bench.generation(ScriptedBackend(canceled_meanwhile)).work()
+    assert job_row(bench.database, job.id).status == Status.canceled
+    assert bench.attempt(job.id) == ("failed", "unknown")
+
+
 def test_a_commit_whose_answer_was_lost_is_not_undone_by_the_second_try(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 from celery import Celery
-from sqlalchemy import select, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.exc import OperationalError
 
 from shared import jobs, tickets
@@ -12,7 +12,7 @@ from shared.database import Database, now
 from shared.errors import JobErrorCode
 from shared.image_store import DatabaseImageStore
 from shared.jobs import JobError
-from shared.tables import Billed, Status, attempts, events
+from shared.tables import Billed, Status, attempts, events, idempotency_keys
 from shared.tables import jobs as table
 from tests.lives import PRICES, SUBMISSION, an_image, claim_one, ended, job_row, many, plan, submit
 from worker.sweep import Sweep, queued_and_due
@@ -256,3 +256,22 @@ def test_what_the_sweep_looks_for_is_found_by_its_indexes(database: Database) ->
     ):
         assert index in plan(database, queued_and_due(column).limit(10))
     assert "ix_jobs_not_ready" in plan(database, queued_and_due(table.c.ready_at, ~table.c.ready).limit(10))
+
+
+def test_idempotency_keys_are_forgotten_after_a_day_and_not_before(database: Database) -> None:
+    with database.write() as tx:
+        for number, age in enumerate((-25 * 3600, -25 * 3600, -25 * 3600, -23 * 3600)):
+            values = {
+                "project_id": "prj_a",
+                "key": str(number),
+                "request_hash": "",
+                "job_id": "",
+                "created_at": now(age),
+            }
+            tx.execute(insert(idempotency_keys).values(**values))
+    sweep = a_sweep(database)
+    sweep.LIMIT = 2
+    assert sweep.forget_old_keys() is True
+    assert sweep.forget_old_keys() is False
+    with database.read() as connection:
+        assert list(connection.scalars(select(idempotency_keys.c.key))) == ["3"]
