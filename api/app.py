@@ -4,14 +4,16 @@ import sys
 
 from flask_openapi3.models.info import Info
 from flask_openapi3.openapi import OpenAPI
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from api import attempts, auth, errors, health, images, jobs, models, openapi, strict
+from api import attempts, auth, errors, health, images, job_list, jobs, models, openapi, queue, strict
 from api.auth import Keys
+from api.compat import dataoorts
+from api.compat.shapes import call_body
+from api.forecast import Forecast
 from api.services import Services
 from api.submission import submission_body
+from api.waiting import Waiting
+from shared.announcements import Announcer, Listener, client
 from shared.catalogue import MODELS
 from shared.database import Database
 from shared.image_store import open_image_store
@@ -23,6 +25,10 @@ CANNOT_START = 4
 
 #: Connections to the database a process. A request holds one for a millisecond or so; the other threads wait.
 CONNECTIONS = 10
+
+#: How many requests of a process may wait for a job at once: fewer than its threads (api/gunicorn.conf.py), so that
+#: those who wait never keep others from being answered.
+WAITING_PLACES = 200
 
 
 def create_app(settings: Settings | None = None) -> OpenAPI:
@@ -37,16 +43,25 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
 def open_services(settings: Settings) -> Services:
     """What the routes work with. Nothing here waits: the database and Redis may be away."""
     database = Database(settings.database_url, connections=CONNECTIONS, wait_seconds=5)
+    announcer = Announcer(client(settings))
+    waiting = Waiting(lambda heard: Listener(client(settings), heard), WAITING_PLACES)
+
+    def tell(moved: list[str]) -> None:
+        announcer.tell(moved)
+        for job_id in moved:
+            waiting.wake(job_id)  # those who wait here are told even while Redis is away
+
+    database.after_commit = tell
     return Services(
         settings=settings,
         database=database,
         images=open_image_store(settings.image_store, database),
         bell=Bell(broker(settings)),
+        announcer=announcer,
+        waiting=waiting,
+        forecast=Forecast(database, settings.backends, settings.lease_seconds),
         keys=Keys(database, settings),
-        # redis-py would try three times, for up to 10 s each.
-        redis=Redis.from_url(
-            settings.redis_url, socket_timeout=0.5, socket_connect_timeout=0.5, retry=Retry(NoBackoff(), 0)
-        ),
+        redis=client(settings, timeout_seconds=0.5),
     )
 
 
@@ -63,7 +78,9 @@ def build(services: Services) -> OpenAPI:
     errors.install(app)
     auth.install(app, services.keys)
     strict.install(app)
-    for resource in (jobs, attempts, images, models, health):
-        app.register_api(resource.routes(services))
-    openapi.install(app, submission_body(MODELS, services.settings.backends))
+    for resource in (jobs, job_list, attempts, images, queue, models, health, dataoorts):
+        openapi.register(app, resource.routes(services))
+    app.extensions["darkroom.waiting"] = services.waiting  # for gunicorn.conf.py: waits end when the process stops
+    backends = services.settings.backends
+    openapi.install(app, submission_body(MODELS, backends), call_body(MODELS, backends))
     return app

@@ -23,7 +23,7 @@ def routes(services: Services) -> APIBlueprint:
         "/jobs/<id>/attempts",
         operation_id="listAttempts",
         summary="List the attempts of a job",
-        responses=answers({200: AttemptList}, refusals=(401, 404, 422)),
+        responses=answers({200: AttemptList}, refusals=(401, 404, 406, 422)),
     )
     def list_attempts(path: JobPath, query: NoQuery) -> Response:
         # One row without an attempt for a job that has none, no row for no such job.

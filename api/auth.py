@@ -140,9 +140,9 @@ def own_job(job_id: str) -> ColumnElement[bool]:
 
 
 def install(app: Flask, known: Keys) -> None:
-    """Ask for a key on every route under /v1/. A new route cannot forget it."""
+    """Ask for a key on every route under /v1/, and on the vendor's own. A new route cannot forget it."""
 
     @app.before_request
     def require_key() -> None:
-        if request.url_rule is not None and request.url_rule.rule.startswith("/v1/"):
+        if request.url_rule is not None and request.url_rule.rule.startswith(("/v1/", "/api/")):
             g.project_id = known.project_of(request.headers.get("Authorization"))

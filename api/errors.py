@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 from urllib.parse import quote
-from uuid import uuid4
 
 from flask import Flask, Response, g, request
 from pydantic import ValidationError
+from uuid_utils import uuid7
 from werkzeug.exceptions import HTTPException
 
 from shared.database import AWAY
@@ -36,12 +36,17 @@ KINDS: Mapping[str, Kind] = {
     "unauthenticated": Kind(401, "A valid key is needed"),
     "not_found": Kind(404, "Not found"),
     "method_not_allowed": Kind(405, "This method is not offered here"),
+    "not_acceptable": Kind(406, "The answer is of a type that was not asked for"),
     "not_ready": Kind(409, "The job has not ended yet", retryable=True),
     "no_image": Kind(409, "The job ended without an image"),
+    "not_ended": Kind(409, "The job has not ended yet", retryable=True),
+    "not_retryable": Kind(409, "Only a job that ended without an image is submitted again"),
+    "removed": Kind(410, "The job's data were removed"),
     "too_large": Kind(413, "The body is too large"),
     "unsupported_media_type": Kind(415, "The body is of another type than is taken here"),
     "range_not_satisfiable": Kind(416, "The image has no such range"),
     "invalid": Kind(422, "The request is not valid"),
+    "idempotency_key_reused": Kind(422, "The Idempotency-Key stands for another request"),
     "internal": Kind(500, "A fault of ours"),
     "unavailable": Kind(503, "The database is away", retryable=True),
 }
@@ -173,7 +178,7 @@ def install(app: Flask) -> None:
     @app.before_request
     def name_the_request() -> None:
         given = request.headers.get("X-Request-Id", "")
-        g.request_id = given if _SANE_REQUEST_ID.fullmatch(given) else uuid4().hex
+        g.request_id = given if _SANE_REQUEST_ID.fullmatch(given) else uuid7().hex
 
     @app.after_request
     def finish(response: Response) -> Response:

@@ -1,12 +1,15 @@
 # ruff: noqa: N999  gunicorn's name for it
 """How the API is served: `gunicorn -c api/gunicorn.conf.py "api.app:create_app()" --bind ...`."""
 
+import signal
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 worker_class = "gthread"
-# Threads wait for the database most of the time. 128 answers at once, over 2 x 10 connections to the database.
+# Threads wait for jobs or for the database most of the time: 200 of each process may wait for jobs (WAITING_PLACES).
 workers = 2
-threads = 64
+threads = 232
 # A worker whose main thread says nothing for so long is replaced; requests have no limit of their own.
 timeout = 60
 # After SIGTERM, for what is being answered. Answers take less than a second, unless the database is slow.
@@ -18,5 +21,19 @@ worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None
 # Its default place is shared by all of this user's gunicorns.
 control_socket_disable = True
 accesslog = None
+# The longest there is: a list may be asked for by 2 kB of metadata, three times as long in a URL.
+limit_request_line = 8190
 # Nothing here grows with time, so nothing needs to be started afresh.
 max_requests = 0
+
+
+def post_worker_init(worker: Any) -> None:
+    """Let SIGTERM end the waits, which would otherwise use up the grace."""
+    waiting = worker.wsgi.extensions["darkroom.waiting"]
+    stop: Any = signal.getsignal(signal.SIGTERM)
+
+    def end_waits_and_stop(number: int, frame: FrameType | None) -> None:
+        waiting.close()
+        stop(number, frame)
+
+    signal.signal(signal.SIGTERM, end_waits_and_stop)

@@ -1,15 +1,18 @@
 """Whether this process answers, and whether it can do its work. Without a key."""
 
+from contextlib import suppress
+
 import redis
 from flask import Response
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 
 import migrations
+from api.forecast import present
 from api.openapi import answers
 from api.schemas import Check, Checks, Health, NoQuery, Readiness
 from api.services import Services
-from shared.database import AWAY, Database
+from shared.database import AWAY
 
 
 def routes(services: Services) -> APIBlueprint:
@@ -29,27 +32,30 @@ def routes(services: Services) -> APIBlueprint:
         "/readyz",
         operation_id="readyz",
         summary="Can it do its work?",
-        description="503 unless the database answers and is migrated. Without Redis jobs are taken and wait for it.",
+        description="503 unless the database answers and is migrated. Without Redis, or without a worker of each "
+        "backend, jobs are taken and wait.",
         responses=answers({200: Readiness, 503: Readiness}, refusals=(422,)),
     )
     def readyz(query: NoQuery) -> Response:
-        database, migrated = _ask_database(services.database, newest)
-        ready = database == migrated == "ok"
-        body = Readiness(
-            status="ready" if ready else "not_ready",
-            checks=Checks(database=database, migrations=migrated, redis=_ask_redis(services.redis)),
-        )
+        checks = _ask_database(services, newest)
+        checks.redis = _ask_redis(services.redis)
+        ready = checks.database == checks.migrations == "ok"
+        body = Readiness(status="ready" if ready else "not_ready", checks=checks)
         return Response(body.model_dump_json(), 200 if ready else 503, content_type="application/json")
 
     return blueprint
 
 
-def _ask_database(database: Database, newest: str) -> tuple[Check, Check]:
-    try:
-        with database.read() as connection:
-            return "ok", "ok" if migrations.current(connection) == newest else "failed"
-    except AWAY:
-        return "failed", "failed"
+def _ask_database(services: Services, newest: str) -> Checks:
+    checks = Checks(database="failed", migrations="failed", redis="degraded", workers="degraded")
+    with suppress(*AWAY), services.database.read() as connection:
+        checks.database = "ok"
+        if migrations.current(connection) == newest:
+            checks.migrations = "ok"
+            settings = services.settings
+            if all(present(connection, backend, settings.lease_seconds).slots for backend in settings.backends):
+                checks.workers = "ok"
+    return checks
 
 
 def _ask_redis(client: redis.Redis) -> Check:

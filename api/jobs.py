@@ -1,36 +1,27 @@
-"""Jobs: submit one, read one, list them."""
+"""One job: submit it, read it, wait for it, cancel it, submit it again, remove what it was about."""
 
-import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from flask import Response, g, request
+from flask import Response, request
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
-from pydantic import RootModel
-from sqlalchemy import ColumnElement, Row, exists, func, select
+from sqlalchemy import Connection, Row
 
-from api.auth import own_job
-from api.errors import invalid_parameter, not_found
+from api import idempotency
+from api.errors import Refused, invalid_field, not_found
+from api.job_object import queue_position, read_job, show
 from api.openapi import KEY, answers
-from api.schemas import Image, Job, JobError, JobList, JobPath, JobsQuery, NoQuery, Urls, Warning, usd
+from api.schemas import Job, JobPath, NoQuery
 from api.services import Services
-from api.submission import Submission, submission_body
+from api.submission import resolve, submission_body, submit
+from api.waiting import preferred_wait
 from shared import jobs as life
 from shared.catalogue import MODELS
-from shared.settings import Settings
-from shared.tables import Billed, Outcome, attempts, jobs
 
-#: When to ask again, in seconds.
-RETRY_AFTER = {"Retry-After": "1"}
-
-#: What the attempts of a job cost, in millionths of a dollar. What is unknown counts in full.
-_COST = (
-    select(func.coalesce(func.sum(attempts.c.price), 0))
-    .where(attempts.c.job_id == jobs.c.id, attempts.c.billed != Billed.no, attempts.c.outcome != Outcome.running)
-    .scalar_subquery()
-    .label("cost")
-)
-_SHOWN = select(jobs, _COST)
+#: What a submission's answers carry.
+_SUBMITTED = ("Location", "Retry-After", "Preference-Applied", "Idempotent-Replayed")
 
 
 def routes(services: Services) -> APIBlueprint:
@@ -42,140 +33,190 @@ def routes(services: Services) -> APIBlueprint:
         "/jobs",
         operation_id="submitJob",
         summary="Submit a job",
-        responses=answers({202: Job}, refusals=(400, 401, 413, 415, 422), headers=("Location", "Retry-After")),
+        description="`Prefer: wait=N` waits up to 60 s for its end; 200 says that it has ended. A request that is sent "
+        "again with the same `Idempotency-Key` within 24 h gets the job of the first one.",
+        responses=answers({200: Job, 202: Job}, refusals=(400, 401, 406, 413, 415, 422), headers=_SUBMITTED),
     )
     def submit_job(query: NoQuery, body: SubmitJob) -> Response:  # type: ignore[valid-type]  # made from the catalogue
-        if "Idempotency-Key" in request.headers:
-            raise invalid_parameter("Idempotency-Key", "Is not honoured yet, so it is not taken either.")
-        row = _submit(services, body)
-        services.bell.ring(row.backend)
-        job = _show(row, 0, settings)
-        return Response(
-            job.model_dump_json(), 202, {"Location": job.urls.self, **RETRY_AFTER}, content_type="application/json"
-        )
+        key = idempotency.asked_key(body.root.model_dump(mode="json"))  # type: ignore[attr-defined]
+        return _once(services, key, lambda tx: life.Made(submit(tx, services, body), is_new=True))
 
     @blueprint.get(
         "/jobs/<id>",
         operation_id="getJob",
         summary="Read a job",
-        description="`If-None-Match` with the ETag of an earlier answer gets 304 as long as nothing happened.",
-        responses=answers({200: Job, 304: None}, refusals=(401, 404, 422), headers=("ETag", "Retry-After")),
+        description="`Prefer: wait=N` waits up to 60 s for its end. `If-None-Match` with the ETag of an earlier answer "
+        "gets 304 as long as nothing happened; with both, it waits for the next event.",
+        responses=answers(
+            {200: Job, 304: None}, refusals=(401, 404, 406, 422), headers=("ETag", "Retry-After", "Preference-Applied")
+        ),
     )
     def get_job(path: JobPath, query: NoQuery) -> Response:
-        with database.read() as connection:
-            row = connection.execute(_SHOWN.where(own_job(path.id))).one_or_none()
-        if row is None:
-            raise not_found()
-        headers = {} if row.status in life.TERMINAL else RETRY_AFTER
-        if request.if_none_match.contains_weak(str(row.sequence)):
-            response = Response(status=304, headers=headers)
-        else:
-            body = _show(row, row.cost, settings).model_dump_json()
+        def is_news(row: Row[Any]) -> bool:
+            # An ended job has no next event: who knows its end already is told so at once.
+            return row.status in life.TERMINAL or (bool(request.if_none_match) and not _is_known(row))
+
+        seen = _look(services, path.id, is_news)
+        row = seen.row
+        headers = seen.headers
+        response = Response(status=304, headers=headers)
+        if not _is_known(row):
+            body = show(row, seen.cost, seen.position, settings).model_dump_json()
             response = Response(body, 200, headers, content_type="application/json")
-        response.set_etag(str(row.sequence), weak=True)
+        response.set_etag(_etag(row), weak=True)
         return response
 
-    @blueprint.get(
-        "/jobs",
-        operation_id="listJobs",
-        summary="List jobs, newest first",
-        responses=answers({200: JobList}, refusals=(401, 422)),
+    @blueprint.post(
+        "/jobs/<id>/cancel",
+        operation_id="cancelJob",
+        summary="Cancel a job",
+        description="At once, whether it waits or runs. A job that has ended is returned unchanged. A call to a hosted "
+        "backend that runs meanwhile is let run to its end, and what it costs is counted.",
+        responses=answers({200: Job}, refusals=(401, 404, 406, 413, 422)),
     )
-    def list_jobs(query: JobsQuery) -> Response:
-        statement = _SHOWN.where(*_conditions(query, database.is_sqlite)).order_by(jobs.c.id.desc())
-        with database.read() as connection:
-            rows = connection.execute(statement.limit(query.limit + 1)).all()
-        page, has_more = rows[: query.limit], len(rows) > query.limit
-        body = JobList(
-            data=[_show(row, row.cost, settings) for row in page],
-            has_more=has_more,
-            next_cursor=page[-1].id.removeprefix("job_") if has_more else None,
-        )
-        return Response(body.model_dump_json(), content_type="application/json")
+    def cancel_job(path: JobPath, query: NoQuery) -> Response:
+        _refuse_body()
+        with database.write() as tx:
+            if read_job(tx, path.id) is None:
+                raise not_found()
+            life.cancel(tx, path.id)
+            row = read_job(tx, path.id)
+        assert row is not None
+        return Response(show(row, row.cost, None, settings).model_dump_json(), content_type="application/json")
+
+    @blueprint.post(
+        "/jobs/<id>/retry",
+        operation_id="retryJob",
+        summary="Submit an ended job again",
+        description="Only one that failed, was canceled or expired: a new job with the same input and seed (202). "
+        "While one such is open, it is that one (200).",
+        responses=answers({200: Job, 202: Job}, refusals=(401, 404, 406, 409, 410, 413, 422), headers=_SUBMITTED),
+    )
+    def retry_job(path: JobPath, query: NoQuery) -> Response:
+        _refuse_body()
+        return _once(services, idempotency.asked_key(None), lambda tx: _retry(tx, services, path.id))
+
+    @blueprint.delete(
+        "/jobs/<id>",
+        operation_id="removeJobData",
+        summary="Remove the image, the prompt and the metadata of an ended job",
+        description="Its row stays, with `data_removed`: that it was, how it ended, what it cost.",
+        responses=answers({204: None}, refusals=(401, 404, 409, 413, 422)),
+    )
+    def remove_job_data(path: JobPath, query: NoQuery) -> Response:
+        _refuse_body()
+        with database.write() as tx:
+            row = read_job(tx, path.id)
+            if row is None:
+                raise not_found()
+            if not life.remove_data(tx, path.id):
+                raise Refused("not_ended", f"The job is {row.status}: cancel it, or wait for its end.")
+        # After the commit: what a crash leaves behind here, nothing points at, and the sweep removes it.
+        for image in services.images.of_job(path.id):
+            services.images.remove(path.id, image.attempt)
+        return Response(status=204)
 
     return blueprint
 
 
-def _submit(services: Services, body: RootModel[Any]) -> Row[Any]:
-    submission: Submission = body.root
-    settings = services.settings
-    serving = [backend for backend in settings.backends if backend in MODELS[submission.model].backends]
-    input = submission.input.model_dump()
-    if "seed" in input and input["seed"] is None:
-        # Drawn now, not by the backend: so every job can be made again.
-        input["seed"] = secrets.randbelow(2**32)
+def _retry(tx: Connection, services: Services, job_id: str) -> life.Made:
+    row = read_job(tx, job_id)
+    if row is None:
+        raise not_found()
+    backend, settings = resolve(services, row.model, row.backend_asked), services.settings
+    if backend is None:
+        raise Refused("not_retryable", f"The model {row.model} is no longer served here as it was asked for.")
+    retried = life.retry(
+        tx,
+        job_id,
+        backend=backend,
+        sandbox=settings.sandbox,
+        max_wait_seconds=settings.max_wait_seconds,
+    )
+    if retried is not None:
+        return retried
+    row = read_job(tx, job_id)  # as it stands now: it may have moved since
+    assert row is not None
+    if row.data_removed:
+        raise Refused("removed", "The input of this job was removed, so it can't be submitted again.")
+    raise Refused("not_retryable", f"The job is {row.status}.")
+
+
+def _once(services: Services, key: idempotency.Key | None, make: Callable[[Connection], life.Made]) -> Response:
+    """Make a job, or find the one that an earlier request with this key made; then wait for it, if that is wanted."""
     with services.database.write() as tx:
-        return life.submit(
-            tx,
-            project_id=g.project_id,
-            model=submission.model,
-            backend_asked=submission.backend,
-            backend=serving[0] if submission.backend == "auto" else submission.backend,
-            input=input,
-            metadata=submission.metadata,
-            sandbox=settings.sandbox,
-            deadline_seconds=submission.deadline_seconds,
-            max_wait_seconds=settings.max_wait_seconds,
-        )
-
-
-def _conditions(query: JobsQuery, is_sqlite: bool) -> list[ColumnElement[bool]]:
-    conditions = [jobs.c.project_id == g.project_id]
-    if query.status is not None:
-        conditions.append(jobs.c.status == query.status)
-    if query.backend is not None:
-        conditions.append(jobs.c.backend_asked == query.backend)
-    if query.model is not None:
-        conditions.append(jobs.c.model == query.model)
-    if (after := query.after()) is not None:
-        conditions.append(jobs.c.created_at >= after)
-    if (before := query.before()) is not None:
-        conditions.append(jobs.c.created_at < before)
-    if query.cursor is not None:
-        conditions.append(jobs.c.id < f"job_{query.cursor}")
-    return conditions + [_has_metadata(key, value, is_sqlite) for key, value in query.metadata.items()]
-
-
-def _has_metadata(key: str, value: str, is_sqlite: bool) -> ColumnElement[bool]:
-    # Not metadata[key]: SQLite knows no way to write a key with a quote or an escaped letter in a JSON path.
-    each = (func.json_each if is_sqlite else func.json_each_text)(jobs.c.metadata).table_valued("key", "value")
-    return exists().where(each.c.key == key, each.c.value == value)
-
-
-def _show(row: Row[Any], cost: int, settings: Settings) -> Job:
-    """A job's row as clients see it."""
-    url = f"{(settings.public_url or request.host_url).rstrip('/')}/v1/jobs/{row.id}"
-    return Job(
-        id=row.id,
-        object="job",
-        status=row.status,
-        sequence=row.sequence,
-        model=row.model,
-        backend=row.backend_asked,
-        sandbox=row.sandbox,
-        input=row.input,
-        attempts=row.attempts,
-        cost_usd=usd(cost),
-        image=_show_image(row, f"{url}/image"),
-        error=None if row.error is None else JobError.model_validate(row.error),
-        warnings=[Warning.model_validate(warning) for warning in row.warnings],
-        metadata=row.metadata,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        completed_at=row.completed_at,
-        deadline_at=row.deadline_at,
-        urls=Urls(self=url, image=f"{url}/image"),
+        first = idempotency.first_of(tx, key)
+        made = make(tx) if first is None else None
+        if made is not None and key is not None:
+            idempotency.keep(tx, key, made.job.id)
+    if made is not None and made.is_new:
+        services.bell.ring(made.job.backend)
+    job_id = first if made is None else made.job.id
+    assert job_id is not None
+    new = made.job if made is not None and made.is_new else None
+    seen = _look(services, job_id, lambda row: row.status in life.TERMINAL, new)
+    row = seen.row
+    job = show(row, seen.cost, seen.position, services.settings)
+    headers = {"Location": job.urls.self} | seen.headers
+    if first is not None:
+        headers["Idempotent-Replayed"] = "true"
+    found = made is not None and not made.is_new
+    return Response(
+        job.model_dump_json(),
+        200 if found or row.status in life.TERMINAL else 202,
+        headers,
+        content_type="application/json",
     )
 
 
-def _show_image(row: Row[Any], url: str) -> Image | None:
-    if row.image_attempt is None:
-        return None
-    return Image(
-        url=url,
-        content_type=row.image_content_type,
-        width=row.image_width,
-        height=row.image_height,
-        bytes=row.image_bytes,
-        sha256=row.image_sha256,
-    )
+@dataclass(frozen=True)
+class _Seen:
+    """A job as it was read last: its row, its cost, its place in the queue; and what the headers say of waiting."""
+
+    row: Row[Any]
+    cost: int
+    position: int | None
+    headers: dict[str, str]
+
+
+def _look(services: Services, job_id: str, enough: Callable[[Row[Any]], bool], new: Row[Any] | None = None) -> _Seen:
+    """Read a job; if the client prefers to wait, until it is `enough`.
+
+    A `new` one was read when it was made. Its place in the queue is left to the first who asks: counting it would be
+    the dearest part of a submission.
+    """
+
+    def read() -> _Seen:
+        with services.database.read() as connection:
+            row = read_job(connection, job_id)
+            if row is None:
+                raise not_found()
+            position = queue_position(connection, row)
+        # It may read too, and not while a connection is held: threads that each hold one and want another starve.
+        again = services.forecast.retry_after(row, position)
+        return _Seen(row, row.cost, position, {"Vary": "Prefer"} | again)
+
+    seconds = preferred_wait(request.headers.get("Prefer"))
+    if seconds is None:
+        if new is None:
+            return read()
+        return _Seen(new, 0, None, {"Vary": "Prefer"} | services.forecast.retry_after(new, 1))
+    seen, had_a_place = services.waiting.until(job_id, seconds, read, lambda seen: enough(seen.row))
+    if had_a_place:
+        seen.headers["Preference-Applied"] = f"wait={seconds}"
+    return seen
+
+
+def _etag(row: Row[Any]) -> str:
+    # Removing data is no event, and yet another representation.
+    return f"{row.sequence}-removed" if row.data_removed else str(row.sequence)
+
+
+def _is_known(row: Row[Any]) -> bool:
+    return request.if_none_match.contains_weak(_etag(row))
+
+
+def _refuse_body() -> None:
+    """Nothing is taken in the body, and so nothing is ignored in it. `{}` says nothing."""
+    if b"".join(request.get_data().split()) not in (b"", b"{}"):
+        raise invalid_field("#", "This route takes no body.")

@@ -20,7 +20,7 @@ def routes(services: Services) -> APIBlueprint:
         "/models",
         operation_id="listModels",
         summary="List the models",
-        responses=answers({200: ModelList}, refusals=(401, 422)),
+        responses=answers({200: ModelList}, refusals=(401, 406, 422)),
     )
     def list_models(query: NoQuery) -> Response:
         return Response(body, content_type="application/json")

@@ -8,11 +8,13 @@ from typing import Any
 
 import flask_openapi3_swagger  # type: ignore[import-untyped]
 from flask import Response
+from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.openapi import OpenAPI
 from flask_openapi3.types import SecuritySchemesDict
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from api.compat import shapes as compat
 from api.schemas import ANSWERS
 
 #: What a route under /v1/ declares: it asks for a key.
@@ -24,8 +26,11 @@ SECURITY_SCHEMES: SecuritySchemesDict = {
 _REF = "#/components/schemas/{model}"
 _HEADERS = {
     "ETag": "what to send as If-None-Match",
+    "Idempotent-Replayed": "`true` if an earlier request with this key made the job",
     "Location": "the job's URL",
+    "Preference-Applied": "the wait that was honoured",
     "Retry-After": "seconds after which to ask again",
+    "X-Job-Id": "the job that the answer is about",
 }
 
 _HERE = Path(__file__).parent / "docs"
@@ -68,11 +73,20 @@ def answers(
     return result
 
 
-def document(app: OpenAPI, body: type[BaseModel]) -> dict[str, Any]:
+def register(app: OpenAPI, routes: APIBlueprint) -> None:
+    """Add routes to the app, and to its document beside what other files serve under the same paths."""
+    for path in routes.paths.keys() & app.paths.keys():  # flask-openapi3 would forget the earlier ones
+        methods = {name: getattr(routes.paths[path], name) for name in routes.paths[path].model_fields_set}
+        routes.paths[path] = app.paths[path].model_copy(update=methods)
+    app.register_api(routes)
+
+
+def document(app: OpenAPI, *bodies: type[BaseModel]) -> dict[str, Any]:
     """The OpenAPI document of all routes. Its schemas are pydantic's own: flask-openapi3's leave out some keywords."""
     made: dict[str, Any] = json.loads(json.dumps(app.api_doc))
+    shapes = (*ANSWERS, *compat.ANSWERS)
     _, definitions = models_json_schema(
-        [(body, "validation"), *((shape, "serialization") for shape in ANSWERS)], ref_template=_REF
+        [*((body, "validation") for body in bodies), *((shape, "serialization") for shape in shapes)], ref_template=_REF
     )
     made["components"]["schemas"] = definitions["$defs"]
     for path in made["paths"].values():
@@ -93,9 +107,9 @@ def _tell_the_truth(parameter: dict[str, Any]) -> None:
         parameter.update(style="deepObject", explode=True)
 
 
-def install(app: OpenAPI, body: type[BaseModel]) -> None:
+def install(app: OpenAPI, *bodies: type[BaseModel]) -> None:
     """Serve the document and the page. Both without a key: they hold nothing of anybody's."""
-    text = json.dumps(document(app, body))
+    text = json.dumps(document(app, *bodies))
 
     @app.route("/openapi.json", methods=["GET"])
     def openapi_json() -> Response:

@@ -139,6 +139,7 @@ class Warning(BaseModel):
 class Urls(BaseModel):
     self: str
     image: str
+    cancel: str
 
 
 class Job(BaseModel):
@@ -152,16 +153,22 @@ class Job(BaseModel):
     backend: str = Field(description="as asked for; the attempts tell which was used")
     sandbox: bool
     input: dict[str, Any] = Field(description="as submitted, with defaults filled in and the seed that is used")
+    queue_position: int | None = Field(
+        description="a hint: 1 is claimed next; null if it does not wait to be claimed or is far behind, in lists, "
+        "and in the answer to a submission that did not wait"
+    )
     attempts: int
     cost_usd: str = Field(description="a decimal number; attempts whose bill is unknown count in full")
     image: Image | None
     error: JobError | None
     warnings: list[Warning]
     metadata: dict[str, str]
+    retried_from: str | None = Field(description="the job that this one was submitted again from")
     created_at: Moment
     started_at: Moment | None
     completed_at: Moment | None
     deadline_at: Moment | None
+    data_removed: bool = Field(description="whether its image, prompt and metadata were removed")
     urls: Urls
 
 
@@ -169,6 +176,20 @@ class JobList(BaseModel):
     data: list[Job]
     has_more: bool
     next_cursor: str | None
+
+
+class Queue(BaseModel):
+    """What waits for a backend, and who works at it."""
+
+    backend: str
+    queued: int
+    running: int
+    slots: int = Field(description="how many jobs its workers can have in hand at once; 0: no worker is there")
+    oldest_queued_seconds: float | None
+
+
+class QueueList(BaseModel):
+    data: list[Queue]
 
 
 class AttemptError(BaseModel):
@@ -239,6 +260,7 @@ class Checks(BaseModel):
     database: Check
     migrations: Check
     redis: Check
+    workers: Check
 
 
 class Readiness(BaseModel):
@@ -268,4 +290,4 @@ class Problem(BaseModel):
 
 
 #: The shapes of whole answers.
-ANSWERS: tuple[type[BaseModel], ...] = (Job, JobList, AttemptList, ModelList, Health, Readiness, Problem)
+ANSWERS: tuple[type[BaseModel], ...] = (Job, JobList, QueueList, AttemptList, ModelList, Health, Readiness, Problem)

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from redis import Redis
 
 from api.auth import Keys
+from api.forecast import Forecast
+from api.waiting import Waiting
+from shared.announcements import Announcer
 from shared.database import Database
 from shared.image_store import ImageStore
 from shared.settings import Settings
@@ -17,12 +20,17 @@ class Services:
     database: Database
     images: ImageStore
     bell: Bell
+    announcer: Announcer
+    waiting: Waiting
+    forecast: Forecast
     keys: Keys
-    #: For the readiness check alone; the bell has its own way to Redis.
+    #: For the readiness check alone; the bell and the announcements have their own ways to Redis.
     redis: Redis
 
     def close(self) -> None:
         """Let go of threads and connections."""
+        self.waiting.close()
         self.bell.close()
+        self.announcer.close()
         self.redis.close()
         self.database.close()

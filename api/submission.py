@@ -1,12 +1,14 @@
-"""The body of POST /v1/jobs, made from the catalogue: one shape a model, chosen by the field `model`.
+"""The body of POST /v1/jobs, made from the catalogue: one shape a model, chosen by the field `model`; and its job.
 
 The same shapes check the request and describe it in OpenAPI, so that neither can promise what the other refuses.
 """
 
 import re
+import secrets
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Union
 
+from flask import g
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -18,14 +20,17 @@ from pydantic import (
     Tag,
     create_model,
 )
+from sqlalchemy import Connection, Row
 
 from api.schemas import WITHOUT_NUL, MetadataKey, MetadataValue
-from shared.catalogue import DEFAULT_MODEL, Model, Number, Text
+from api.services import Services
+from shared import jobs as life
+from shared.catalogue import DEFAULT_MODEL, MODELS, Model, Number, Text
 
 #: Of all keys and values of one job's metadata, in UTF-8.
 MOST_METADATA_BYTES = 2048
 
-_STRICT = ConfigDict(extra="forbid", strict=True)
+STRICT = ConfigDict(extra="forbid", strict=True)
 
 
 def _whole(value: object) -> object:
@@ -46,7 +51,7 @@ MAY_BE_FLOAT = BeforeValidator(_whole)
 class Submission(BaseModel):
     """What is the same for every model."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     model: str
     input: BaseModel
@@ -82,8 +87,8 @@ def _model_of(body: Any) -> str | None:
 
 def _shape(model: Model, backends: list[str]) -> type[Submission]:
     name = re.sub(r"\W+", "_", model.name)
-    fields: dict[str, Any] = {field: _field(limits) for field, limits in model.parameters.items()}
-    inputs = create_model(f"Input_{name}", __config__=_STRICT, **fields)
+    fields: dict[str, Any] = {field: field_of(limits) for field, limits in model.parameters.items()}
+    inputs = create_model(f"Input_{name}", __config__=STRICT, **fields)
     default = model.name if model.name == DEFAULT_MODEL else ...
     return create_model(
         f"SubmitJob_{name}",
@@ -94,7 +99,8 @@ def _shape(model: Model, backends: list[str]) -> type[Submission]:
     )
 
 
-def _field(limits: Text | Number) -> tuple[Any, Any]:
+def field_of(limits: Text | Number) -> tuple[Any, Any]:
+    """A field with these limits, for `create_model`."""
     if isinstance(limits, Text):
         bounds = Field(min_length=limits.min_length, max_length=limits.max_length, json_schema_extra=WITHOUT_NUL)
         if limits.required:
@@ -103,3 +109,32 @@ def _field(limits: Text | Number) -> tuple[Any, Any]:
     bounds = Field(ge=limits.minimum, le=limits.maximum, multiple_of=limits.multiple_of)
     number = Annotated[int, bounds, MAY_BE_FLOAT] if limits.whole else Annotated[float, bounds]
     return (number | None if limits.default is None else number), limits.default
+
+
+def submit(tx: Connection, services: Services, body: RootModel[Any]) -> Row[Any]:
+    """Make the job that a checked body asks for."""
+    submission: Submission = body.root
+    backend, settings = resolve(services, submission.model, submission.backend), services.settings
+    assert backend is not None  # else the body would have been refused
+    input = submission.input.model_dump()
+    if "seed" in input and input["seed"] is None:
+        # Drawn now, not by the backend: so every job can be made again.
+        input["seed"] = secrets.randbelow(2**32)
+    return life.submit(
+        tx,
+        project_id=g.project_id,
+        model=submission.model,
+        backend_asked=submission.backend,
+        backend=backend,
+        input=input,
+        metadata=submission.metadata,
+        sandbox=settings.sandbox,
+        deadline_seconds=submission.deadline_seconds,
+        max_wait_seconds=settings.max_wait_seconds,
+    )
+
+
+def resolve(services: Services, model: str, asked: str) -> str | None:
+    """The backend whose queue a job waits in: the one asked for, else the first that serves the model. None: none."""
+    served = MODELS[model].backends if model in MODELS else ()
+    return next((name for name in services.settings.backends if name in served and asked in ("auto", name)), None)

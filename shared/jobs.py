@@ -17,7 +17,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, insert, literal, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Float,
+    Integer,
+    Row,
+    Update,
+    and_,
+    bindparam,
+    case,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from shared.database import now, now_ms
 from shared.errors import JobErrorCode
@@ -81,6 +98,131 @@ class Claim:
     crashes: int
 
 
+# Statements are built once: building one costs more than running it, and some stand on every client's path.
+_SUBMIT = (
+    insert(jobs)
+    .values(
+        status=Status.queued,
+        sequence=1,
+        warnings=[],
+        ready=True,
+        rank=now_ms(),
+        deadline_at=now(bindparam("deadline_seconds", type_=Float)),
+        queue_until=now(bindparam("max_wait_seconds", type_=Float)),
+        fence=0,
+        attempts=0,
+        failures=0,
+        refusals=0,
+        crashes=0,
+        created_at=now(),
+    )
+    .returning(jobs)
+)
+_RECORD = insert(events).values(created_at=now())
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """One of a job's moves: where it leads, and the guarded UPDATE that makes it."""
+
+    to: Status
+    statement: Update
+
+    def make(
+        self, tx: Connection, job_id: str, *, fence: int | None = None, reason: str | None = None, **given: Any
+    ) -> Row[Any] | None:
+        """Move the job, and record the event. None: it is not in a state that this move may leave, or not ours."""
+        mine = {} if fence is None else {"its_fence": fence}
+        job = tx.execute(self.statement, {"its_id": job_id, **mine, **given}).one_or_none()
+        if job is not None:
+            _record(tx, job, self.to, {"reason": reason} if reason else {})
+        return job
+
+
+def _move(
+    to: Status, *conditions: ColumnElement[bool], allowed: tuple[Status, ...], fenced: bool, **changes: Any
+) -> _Move:
+    """The one form of every move: WHERE id AND status IN (allowed), and for a worker's own moves AND fence = mine."""
+    mine = [jobs.c.fence == bindparam("its_fence")] if fenced else []
+    statement = (
+        update(jobs)
+        .where(jobs.c.id == bindparam("its_id"), jobs.c.status.in_(allowed), *mine, *conditions)
+        .values(status=to, sequence=jobs.c.sequence + 1, **changes)
+        .returning(jobs)
+    )
+    return _Move(to, statement)
+
+
+#: The worker is gone from it.
+_LET_GO: dict[str, Any] = {"worker": None, "lease_until": None, "attempt_deadline_at": None}
+#: It is over.
+_ENDED: dict[str, Any] = {"completed_at": now(), "ready": False, "ready_at": None, **_LET_GO}
+
+_OPEN = (Status.queued, Status.running)
+_LAPSED = jobs.c.lease_until < now()
+
+_CLAIM = _move(
+    Status.running,
+    allowed=(Status.queued,),
+    fenced=False,
+    fence=jobs.c.fence + 1,
+    attempts=jobs.c.attempts + 1,
+    started_at=func.coalesce(jobs.c.started_at, now()),
+    lease_until=now(bindparam("lease_seconds", type_=Float)),
+    attempt_deadline_at=now(bindparam("attempt_seconds", type_=Float)),
+)
+_SUCCEED = _move(Status.succeeded, allowed=(Status.running,), fenced=True, **_ENDED)
+_ADOPT = _move(Status.succeeded, allowed=_OPEN, fenced=False, fence=jobs.c.fence + 1, **_ENDED)
+_FAIL = _move(Status.failed, allowed=(Status.running,), fenced=True, failures=jobs.c.failures + 1, **_ENDED)
+_REQUEUE = _move(
+    Status.queued,
+    allowed=(Status.running,),
+    fenced=True,
+    ready_at=now(bindparam("after_seconds", type_=Float)),
+    failures=jobs.c.failures + bindparam("failed", type_=Integer),
+    refusals=case((bindparam("failed", type_=Integer) == 1, 0), else_=jobs.c.refusals + 1),
+    **_LET_GO,
+)
+_RELEASE = _move(Status.queued, allowed=(Status.running,), fenced=True, **_LET_GO)
+_CANCEL = _move(Status.canceled, allowed=_OPEN, fenced=False, **_ENDED)
+_RESCUE = _move(
+    Status.queued,
+    _LAPSED,
+    jobs.c.crashes + 1 < bindparam("max_crashes", type_=Integer),
+    allowed=(Status.running,),
+    fenced=True,
+    crashes=jobs.c.crashes + 1,
+    **_LET_GO,
+)
+_CRASH = _move(Status.failed, _LAPSED, allowed=(Status.running,), fenced=True, crashes=jobs.c.crashes + 1, **_ENDED)
+_EXPIRE = _move(Status.expired, too_old(), NEVER_TRIED, allowed=(Status.queued,), fenced=False, **_ENDED)
+_GIVE_UP = _move(Status.failed, too_old(), allowed=(Status.queued,), fenced=False, **_ENDED)
+
+_NEXT = (
+    select(jobs.c.id)
+    .where(jobs.c.backend == bindparam("of_backend"), CLAIMABLE, ~too_old())
+    .order_by(jobs.c.rank, jobs.c.id)
+    .limit(bindparam("at_most", type_=Integer))
+    .with_for_update(skip_locked=True)
+)
+_BEGIN_ATTEMPT = insert(attempts).values(
+    started_at=now(),
+    deadline_at=now(bindparam("attempt_seconds", type_=Float)),
+    outcome=Outcome.running,
+    billed=Billed.unknown,
+)
+_CLOSE_ATTEMPT = (
+    update(attempts)
+    .where(
+        attempts.c.job_id == bindparam("its_id"),
+        attempts.c.number == bindparam("its_number"),
+        attempts.c.outcome.in_((Outcome.running, Outcome.unknown)),
+    )
+    .values(completed_at=now())
+    .returning(attempts.c.number)
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Made:
     """A job that a request led to. `is_new`: it was made now; else it was there before."""
@@ -104,35 +246,22 @@ def submit(
     retried_from: str | None = None,
 ) -> Row[Any]:
     """Accept a job: from the commit of this transaction on it is ours, whatever becomes of Redis. Returns its row."""
-    statement = (
-        insert(jobs)
-        .values(
-            id=new_id("job"),
-            project_id=project_id,
-            status=Status.queued,
-            sequence=1,
-            model=model,
-            backend_asked=backend_asked,
-            backend=backend,
-            sandbox=sandbox,
-            input=dict(input),
-            metadata=dict(metadata),
-            warnings=[],
-            ready=True,
-            rank=now_ms(),
-            deadline_at=None if deadline_seconds is None else now(deadline_seconds),
-            queue_until=now(max_wait_seconds),
-            fence=0,
-            attempts=0,
-            failures=0,
-            refusals=0,
-            crashes=0,
-            created_at=now(),
-            retried_from=retried_from,
-        )
-        .returning(jobs)
-    )
-    job = tx.execute(statement).one()
+    job = tx.execute(
+        _SUBMIT,
+        {
+            "id": new_id("job"),
+            "project_id": project_id,
+            "model": model,
+            "backend_asked": backend_asked,
+            "backend": backend,
+            "input": dict(input),
+            "metadata": dict(metadata),
+            "sandbox": sandbox,
+            "deadline_seconds": deadline_seconds,
+            "max_wait_seconds": max_wait_seconds,
+            "retried_from": retried_from,
+        },
+    ).one()
     _record(tx, job, Status.queued, {})
     return job
 
@@ -152,42 +281,21 @@ def claim(
     `attempt_seconds` is the longest that one attempt may take: no lease reaches beyond it. `prices` is what an image
     of each model costs on this backend, in millionths of a dollar.
     """
-    next_ones = (
-        select(jobs.c.id)
-        .where(jobs.c.backend == backend, CLAIMABLE, ~too_old())
-        .order_by(jobs.c.rank, jobs.c.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
     claims = []
-    for job_id in tx.scalars(next_ones).all():
-        job = _move(
-            tx,
-            job_id,
-            Status.running,
-            allowed=(Status.queued,),
-            fence=jobs.c.fence + 1,
-            attempts=jobs.c.attempts + 1,
-            worker=worker,
-            started_at=func.coalesce(jobs.c.started_at, now()),
-            lease_until=now(lease_seconds),
-            attempt_deadline_at=now(attempt_seconds),
-        )
+    for job_id in tx.scalars(_NEXT, {"of_backend": backend, "at_most": limit}).all():
+        terms: dict[str, Any] = {"worker": worker, "lease_seconds": lease_seconds, "attempt_seconds": attempt_seconds}
+        job = _CLAIM.make(tx, job_id, **terms)
         if job is None:
             continue
-        tx.execute(
-            insert(attempts).values(
-                job_id=job.id,
-                number=job.attempts,
-                backend=backend,
-                worker=worker,
-                price=prices[job.model],
-                started_at=now(),
-                deadline_at=now(attempt_seconds),
-                outcome=Outcome.running,
-                billed=Billed.unknown,
-            )
-        )
+        attempt = {
+            "job_id": job.id,
+            "number": job.attempts,
+            "backend": backend,
+            "worker": worker,
+            "price": prices[job.model],
+            "attempt_seconds": attempt_seconds,
+        }
+        tx.execute(_BEGIN_ATTEMPT, attempt)
         claims.append(
             Claim(job.id, job.fence, job.attempts, job.model, job.input, job.failures, job.refusals, job.crashes)
         )
@@ -211,47 +319,29 @@ def renew(tx: Connection, held: Iterable[tuple[str, int]], lease_seconds: float)
 
 def succeed(tx: Connection, claim: Claim, image: Image) -> bool:
     """The worker's own end: the job points at the picture, which was put and committed before."""
-    return _finish_with(tx, image, allowed=(Status.running,), mine=claim.fence)
+    return _SUCCEED.make(tx, image.job_id, fence=claim.fence, **_pointing_at(image)) is not None
 
 
 def adopt(tx: Connection, image: Image) -> bool:
     """A picture of any attempt ends a job that is still open: it was paid for. A worker that has it is fenced out."""
-    return _finish_with(tx, image, allowed=(Status.queued, Status.running), mine=None)
+    return _ADOPT.make(tx, image.job_id, **_pointing_at(image)) is not None
 
 
-def _finish_with(tx: Connection, image: Image, *, allowed: tuple[Status, ...], mine: int | None) -> bool:
-    job = _move(
-        tx,
-        image.job_id,
-        Status.succeeded,
-        allowed=allowed,
-        mine=mine,
-        fence=jobs.c.fence + (1 if mine is None else 0),
-        warnings=image.warnings,
-        image_attempt=image.attempt,
-        image_content_type=image.content_type,
-        image_width=image.width,
-        image_height=image.height,
-        image_bytes=image.bytes,
-        image_sha256=image.sha256,
-        **_ENDED,
-    )
-    return job is not None
+def _pointing_at(image: Image) -> dict[str, Any]:
+    return {
+        "warnings": image.warnings,
+        "image_attempt": image.attempt,
+        "image_content_type": image.content_type,
+        "image_width": image.width,
+        "image_height": image.height,
+        "image_bytes": image.bytes,
+        "image_sha256": image.sha256,
+    }
 
 
 def fail(tx: Connection, claim: Claim, error: JobError) -> bool:
     """The worker's own end without a picture."""
-    job = _move(
-        tx,
-        claim.job_id,
-        Status.failed,
-        allowed=(Status.running,),
-        mine=claim.fence,
-        failures=jobs.c.failures + 1,
-        error=error.as_json(),
-        **_ENDED,
-    )
-    return job is not None
+    return _FAIL.make(tx, claim.job_id, fence=claim.fence, error=error.as_json()) is not None
 
 
 def requeue(tx: Connection, claim: Claim, *, reason: str, after_seconds: float, counts: bool) -> bool:
@@ -259,31 +349,19 @@ def requeue(tx: Connection, claim: Claim, *, reason: str, after_seconds: float, 
 
     `counts`: whether it is one of the MAX_ATTEMPTS; what is known not to have been accepted counts only in time.
     """
-    job = _move(
-        tx,
-        claim.job_id,
-        Status.queued,
-        allowed=(Status.running,),
-        mine=claim.fence,
-        reason=reason,
-        ready=after_seconds <= 0,
-        ready_at=now(after_seconds) if after_seconds > 0 else None,
-        failures=jobs.c.failures + (1 if counts else 0),
-        refusals=0 if counts else jobs.c.refusals + 1,
-        **_LET_GO,
-    )
-    return job is not None
+    pause = after_seconds if after_seconds > 0 else None
+    given = {"ready": pause is None, "after_seconds": pause, "failed": int(counts)}
+    return _REQUEUE.make(tx, claim.job_id, fence=claim.fence, reason=reason, **given) is not None
 
 
 def release(tx: Connection, claim: Claim, *, reason: str) -> bool:
     """Back into the queue at once: claimed, and nothing sent."""
-    job = _move(tx, claim.job_id, Status.queued, allowed=(Status.running,), mine=claim.fence, reason=reason, **_LET_GO)
-    return job is not None
+    return _RELEASE.make(tx, claim.job_id, fence=claim.fence, reason=reason) is not None
 
 
 def cancel(tx: Connection, job_id: str) -> bool:
     """Nobody wants it any more. A worker that has it learns so; what its call costs still reaches its attempt."""
-    return _move(tx, job_id, Status.canceled, allowed=(Status.queued, Status.running), **_ENDED) is not None
+    return _CANCEL.make(tx, job_id) is not None
 
 
 def retry(tx: Connection, job_id: str, *, backend: str, sandbox: bool, max_wait_seconds: float) -> Made | None:
@@ -346,62 +424,22 @@ def rescue(tx: Connection, job_id: str, fence: int, *, max_crashes: int) -> Stat
 
     Returns where the job stands now; None if the lease was renewed, or the job moved on, in the meantime.
     """
-    lapsed = jobs.c.lease_until < now()
-    job = _move(
-        tx,
-        job_id,
-        Status.queued,
-        lapsed,
-        jobs.c.crashes + 1 < max_crashes,
-        allowed=(Status.running,),
-        mine=fence,
-        reason="rescued",
-        crashes=jobs.c.crashes + 1,
-        **_LET_GO,
-    )
-    if job is not None:
+    if _RESCUE.make(tx, job_id, fence=fence, reason="rescued", max_crashes=max_crashes) is not None:
         return Status.queued
-    died = "Each of its workers died or lost its lease."
-    job = _move(
-        tx,
-        job_id,
-        Status.failed,
-        lapsed,
-        allowed=(Status.running,),
-        mine=fence,
-        crashes=jobs.c.crashes + 1,
-        error=JobError(JobErrorCode.worker_crashed, died, True, Billed.unknown).as_json(),
-        **_ENDED,
-    )
-    return None if job is None else Status.failed
+    died = JobError(JobErrorCode.worker_crashed, "Each of its workers died or lost its lease.", True, Billed.unknown)
+    crashed = _CRASH.make(tx, job_id, fence=fence, error=died.as_json())
+    return None if crashed is None else Status.failed
 
 
 def expire(tx: Connection, job_id: str) -> Status | None:
     """A job that waited too long ends: `expired` if it was never tried, else `failed`. None if it is not too old."""
     never = "It waited longer than it may before its first attempt. Nothing was sent and nothing is billed."
-    job = _move(
-        tx,
-        job_id,
-        Status.expired,
-        too_old(),
-        NEVER_TRIED,
-        allowed=(Status.queued,),
-        error=JobError(JobErrorCode.expired, never, True, Billed.no).as_json(),
-        **_ENDED,
-    )
-    if job is not None:
+    error = JobError(JobErrorCode.expired, never, True, Billed.no)
+    if _EXPIRE.make(tx, job_id, error=error.as_json()) is not None:
         return Status.expired
     tried = "It was tried, and then waited in the queue longer than it may."
-    job = _move(
-        tx,
-        job_id,
-        Status.failed,
-        too_old(),
-        allowed=(Status.queued,),
-        error=JobError(JobErrorCode.gave_up, tried, True, Billed.unknown).as_json(),
-        **_ENDED,
-    )
-    return None if job is None else Status.failed
+    error = JobError(JobErrorCode.gave_up, tried, True, Billed.unknown)
+    return None if _GIVE_UP.make(tx, job_id, error=error.as_json()) is None else Status.failed
 
 
 def make_ready(tx: Connection, job_id: str) -> bool:
@@ -424,17 +462,8 @@ def close_attempt(
     error: Mapping[str, str] | None = None,
 ) -> bool:
     """Write down how an attempt ended, whatever became of its job. What was `unknown` may still become known."""
-    statement = (
-        update(attempts)
-        .where(
-            attempts.c.job_id == job_id,
-            attempts.c.number == number,
-            attempts.c.outcome.in_((Outcome.running, Outcome.unknown)),
-        )
-        .values(outcome=outcome, billed=billed, error=error, completed_at=now())
-        .returning(attempts.c.number)
-    )
-    return tx.execute(statement).one_or_none() is not None
+    how = {"its_id": job_id, "its_number": number, "outcome": outcome, "billed": billed, "error": error}
+    return tx.execute(_CLOSE_ATTEMPT, how).one_or_none() is not None
 
 
 def end_of(tx: Connection, job_id: str) -> tuple[Status, int | None]:
@@ -443,44 +472,17 @@ def end_of(tx: Connection, job_id: str) -> tuple[Status, int | None]:
     return Status(row.status), row.image_attempt
 
 
-#: The worker is gone from it.
-_LET_GO: dict[str, Any] = {"worker": None, "lease_until": None, "attempt_deadline_at": None}
-#: It is over.
-_ENDED: dict[str, Any] = {"completed_at": now(), "ready": False, "ready_at": None, **_LET_GO}
-
-
-def _move(
-    tx: Connection,
-    job_id: str,
-    to: Status,
-    *conditions: ColumnElement[bool],
-    allowed: tuple[Status, ...],
-    mine: int | None = None,
-    reason: str | None = None,
-    **changes: Any,
-) -> Row[Any] | None:
-    """The one guarded UPDATE that changes a status, with its event. None: it was not in an allowed state any more."""
-    guards = [jobs.c.id == job_id, jobs.c.status.in_(allowed), *conditions]
-    if mine is not None:
-        guards.append(jobs.c.fence == mine)
-    statement = update(jobs).where(*guards).values(status=to, sequence=jobs.c.sequence + 1, **changes).returning(jobs)
-    job = tx.execute(statement).one_or_none()
-    if job is not None:
-        _record(tx, job, to, {"reason": reason} if reason else {})
-    return job
-
-
 def _record(tx: Connection, job: Row[Any], status: Status, data: dict[str, Any]) -> None:
     """The event of a move: with `attempts` and `error` as they stood, which a later move may change."""
     tx.info["moved"].append(job.id)
     tx.execute(
-        insert(events).values(
-            id=new_id("evt"),
-            job_id=job.id,
-            project_id=job.project_id,
-            sequence=job.sequence,
-            type=EVENT_OF[status],
-            data={"attempts": job.attempts, "error": job.error, **data},
-            created_at=now(),
-        )
+        _RECORD,
+        {
+            "id": new_id("evt"),
+            "job_id": job.id,
+            "project_id": job.project_id,
+            "sequence": job.sequence,
+            "type": EVENT_OF[status],
+            "data": {"attempts": job.attempts, "error": job.error, **data},
+        },
     )

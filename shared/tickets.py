@@ -70,16 +70,18 @@ def broker(settings: Settings) -> Celery:
     return app
 
 
-def put(app: Celery, backend: str, *, at_most: int, up_to: int) -> None:
+def put(app: Celery, backend: str, *, at_most: int, up_to: int) -> int:
     """Put tickets into the backend's queue: `at_most` so many, and no more once it holds `up_to`.
 
-    Raises what kombu and redis-py raise while Redis is away.
+    Returns how many found no room. Raises what kombu and redis-py raise while Redis is away.
     """
     queue: Any = Queue(queue_of(backend))  # celery-types knows neither queues in send_task nor what declaring returns
     with app.producer_or_acquire() as producer:
         waiting = queue(producer.channel).queue_declare().message_count
-        for _ in range(min(at_most, up_to - waiting)):
+        missing: int = max(min(at_most, up_to - waiting), 0)
+        for _ in range(missing):
             app.send_task(TASK, (backend,), queue=queue, producer=producer, retry=False, ignore_result=True)
+        return at_most - missing
 
 
 class Bell:
@@ -90,6 +92,8 @@ class Bell:
 
     #: After a failure Redis is left alone for this long. The sweep rings meanwhile, and finds out when it is back.
     PAUSE_SECONDS = 1.0
+    #: After a queue was found full.
+    FULL_PAUSE_SECONDS = 0.1
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -124,9 +128,16 @@ class Bell:
                     return
                 asked, self._asked = self._asked, {}
             try:
-                for backend, (at_most, up_to) in asked.items():
-                    put(self._app, backend, at_most=at_most, up_to=up_to)
+                refused = [
+                    put(self._app, backend, at_most=at_most, up_to=up_to) for backend, (at_most, up_to) in asked.items()
+                ]
+                if any(refused):
+                    # It holds enough, so there is no hurry: looking at every submission would cost as much as ringing.
+                    self._pause(self.FULL_PAUSE_SECONDS)
             except Exception as error:  # noqa: BLE001  kombu, redis-py and sockets raise many kinds
                 log.warning("Redis could not be rung (%s); the sweep will", type(error).__name__)
-                with self._wake:
-                    self._wake.wait_for(lambda: self._closed, timeout=self.PAUSE_SECONDS)
+                self._pause(self.PAUSE_SECONDS)
+
+    def _pause(self, seconds: float) -> None:
+        with self._wake:
+            self._wake.wait_for(lambda: self._closed, timeout=seconds)

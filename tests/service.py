@@ -83,7 +83,7 @@ class Service:
             eventually("the API is ready", self._is_ready)
 
     def _is_ready(self) -> bool:
-        with suppress(requests.ConnectionError):
+        with suppress(requests.RequestException):  # it listens before it answers
             return self.http.get(f"{self.url}/readyz", timeout=5).status_code == 200
         return False
 

@@ -35,6 +35,9 @@ class Caller(FlaskClient):
     def post(self, *args: Any, **kwargs: Any) -> Any:
         return super().post(*args, **kwargs)
 
+    def delete(self, *args: Any, **kwargs: Any) -> Any:
+        return super().delete(*args, **kwargs)
+
 
 def client_with(app: Flask, key: str | None) -> Caller:
     """A client that sends this key, if any, with each request."""

@@ -144,7 +144,7 @@ def test_a_database_that_is_away_is_said_to_be(api: Caller, submit: Submit, monk
     def away(*args: object, **kwargs: object) -> None:
         raise OperationalError("SELECT", {}, Exception("gone"))
 
-    for path in ("api.jobs.life.submit", "api.jobs.own_job"):
+    for path in ("shared.jobs.submit", "api.jobs.read_job"):
         monkeypatch.setattr(path, away)
     for response in (api.get(url), api.post("/v1/jobs", json={"input": {"prompt": "a cat"}})):
         problem(response, 503, "unavailable")

@@ -16,7 +16,8 @@ MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 def test_a_new_job_reads_as_it_was_answered(api: Caller, submit: Submit) -> None:
     job = submit(metadata={"ticket": "ABC-1"})
     response = api.get(f"/v1/jobs/{job['id']}")
-    assert response.status_code == 200 and response.json == job
+    assert job["queue_position"] is None, "not counted at a submission"
+    assert response.status_code == 200 and response.json == job | {"queue_position": 1}
     assert response.headers["ETag"] == 'W/"1"' and response.headers["Retry-After"] == "1"
     assert response.headers["Cache-Control"] == "no-store"
     assert job["attempts"] == 0 and job["cost_usd"] == "0" and job["warnings"] == []
@@ -26,10 +27,10 @@ def test_a_new_job_reads_as_it_was_answered(api: Caller, submit: Submit) -> None
 
 @on_sqlite
 def test_what_is_not_built_yet_is_absent(submit: Submit) -> None:
-    fields = "id object status sequence model backend sandbox input attempts cost_usd image error warnings metadata"
-    fields += " created_at started_at completed_at deadline_at urls"
+    fields = "id object status sequence model backend sandbox input queue_position attempts cost_usd image error"
+    fields += " warnings metadata retried_from created_at started_at completed_at deadline_at data_removed urls"
     job = submit()
-    assert list(job) == fields.split() and list(job["urls"]) == ["self", "image"]
+    assert list(job) == fields.split() and list(job["urls"]) == ["self", "image", "cancel"]
 
 
 def test_a_running_job_costs_nothing_yet(api: Caller, submit: Submit, worker: Worker) -> None:
@@ -105,12 +106,23 @@ def test_nobody_learns_which_ids_exist(api: Caller, neighbour: Caller, submit: S
     assert api.get(f"/v1/jobs/{own}").status_code == 200
 
 
-def test_a_poll_is_one_statement(api: Caller, submit: Submit, services: Services) -> None:
+def test_a_poll_is_one_statement_and_one_more_for_the_place_in_the_queue(
+    api: Caller, submit: Submit, worker: Worker, services: Services
+) -> None:
     url = submit()["urls"]["self"]
     statements: list[str] = []
     event.listen(services.database.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
-    api.get(url)
-    assert len(statements) == 1
+
+    def a_poll() -> int:
+        statements.clear()
+        api.get(url)
+        return len(statements)
+
+    assert a_poll() == 2
+    claim = worker.claim()
+    assert a_poll() == 1
+    worker.succeed(claim)
+    assert a_poll() == 1
 
 
 @on_sqlite
@@ -129,7 +141,8 @@ def test_addresses_start_with_the_public_url(services: Services) -> None:
     api = client_with(build(replace(services, settings=settings)), KEY)
     response = api.post("/v1/jobs", json={"input": {"prompt": "a cat"}}, headers={"Host": "evil.example"})
     url = f"https://images.example.com/darkroom/v1/jobs/{response.json['id']}"
-    assert response.json["urls"] == {"self": url, "image": f"{url}/image"} and response.headers["Location"] == url
+    assert response.json["urls"] == {"self": url, "image": f"{url}/image", "cancel": f"{url}/cancel"}
+    assert response.headers["Location"] == url
 
 
 @on_sqlite

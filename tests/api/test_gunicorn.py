@@ -13,8 +13,10 @@ from contextlib import contextmanager
 import pytest
 import requests
 
+from shared.announcements import CHANNEL
 from tests.api.people import KEY
-from tests.servers import free_port
+from tests.servers import RedisServer, free_port
+from tests.service import eventually
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +70,8 @@ def test_it_serves_over_a_socket_and_ends_when_told(server: tuple[subprocess.Pop
     with requests.Session() as session:
         response = session.post(url, json={"input": {"prompt": "a cat"}}, headers=HEADERS, timeout=5)
         assert response.status_code == 202 and response.headers["Location"].startswith(f"{url}/job_")
-        assert session.get(response.headers["Location"], headers=HEADERS, timeout=5).json() == response.json()
+        job = session.get(response.headers["Location"], headers=HEADERS, timeout=5).json()
+        assert job == response.json() | {"queue_position": 1}
 
         headers = HEADERS | {"Content-Type": "application/json"}
         chunked = session.post(url, data=iter([b'{"input": ', b'{"prompt": "a cat"}}']), headers=headers, timeout=5)
@@ -89,6 +92,49 @@ def test_it_serves_over_a_socket_and_ends_when_told(server: tuple[subprocess.Pop
         assert process.wait(30) == 0 and time.monotonic() - started < 8
         idle.close()
     assert "Traceback" not in process.communicate()[1]
+
+
+def test_waits_end_with_an_answer_when_it_is_told_to_stop(
+    server: tuple[subprocess.Popen[str], int], redis_server: RedisServer
+) -> None:
+    """Else they would use up the grace (30 s), and be cut off without an answer: each asks for 60 s."""
+    process, port = server
+    url = f"http://127.0.0.1:{port}/v1/jobs"
+    job = requests.post(url, json={"input": {"prompt": "a cat"}}, headers=HEADERS, timeout=5).json()
+    answers: list[requests.Response] = []
+    waiting = HEADERS | {"Prefer": "wait=60"}
+
+    def wait() -> None:
+        answers.append(requests.get(job["urls"]["self"], headers=waiting, timeout=90))
+
+    threads: list[threading.Thread] = []
+
+    def both_processes_wait() -> bool:
+        # Each begins to listen with its first wait; which of them takes a connection is up to the kernel.
+        threads.append(threading.Thread(target=wait, daemon=True))
+        threads[-1].start()
+        return redis_server.client().pubsub_numsub(CHANNEL)[0][1] == 2
+
+    eventually("requests wait in both processes", both_processes_wait, 30)
+    process.send_signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join(60)
+    assert len(answers) == len(threads)
+    assert {(answer.status_code, answer.json()["status"]) for answer in answers} == {(200, "queued")}
+    assert process.wait(30) == 0 and "Traceback" not in process.communicate()[1]
+
+
+def test_a_list_may_be_asked_for_by_as_much_metadata_as_a_job_may_have(
+    server: tuple[subprocess.Popen[str], int],
+) -> None:
+    _, port = server
+    url = f"http://127.0.0.1:{port}/v1/jobs"
+    metadata = {"k": "ü" * 1023}  # with %-encoding, three times as long in the URL
+    body = {"input": {"prompt": "a cat"}, "metadata": metadata}
+    job = requests.post(url, json=body, headers=HEADERS, timeout=5).json()
+    query = {f"metadata[{key}]": value for key, value in metadata.items()}
+    found = requests.get(url, params=query, headers=HEADERS, timeout=5)
+    assert found.status_code == 200 and [each["id"] for each in found.json()["data"]] == [job["id"]]
 
 
 def test_wrong_settings_refuse_to_start_and_say_which() -> None:

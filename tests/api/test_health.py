@@ -5,11 +5,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import insert, text, update
 
 from api.app import create_app
 from api.services import Services
+from shared.database import now
 from shared.settings import Settings
+from shared.tables import workers
 from tests.api.people import KEY, Caller, client_with, on_sqlite
 from tests.servers import RedisServer, free_port
 
@@ -22,14 +24,24 @@ def ready(api: Caller) -> tuple[int, dict[str, str]]:
 
 def test_both_answer_without_a_key(stranger: Caller) -> None:
     assert stranger.get("/healthz").json == {"status": "ok"}
-    assert ready(stranger) == (200, {"database": "ok", "migrations": "ok", "redis": "ok"})
+    assert ready(stranger) == (200, {"database": "ok", "migrations": "ok", "redis": "ok", "workers": "degraded"})
 
 
 def test_a_database_at_another_revision_is_not_ready(stranger: Caller, services: Services) -> None:
     with services.database.write() as tx:
         tx.execute(text("UPDATE alembic_version SET version_num = '0000'"))
-    assert ready(stranger) == (503, {"database": "ok", "migrations": "failed", "redis": "ok"})
+    assert ready(stranger) == (503, {"database": "ok", "migrations": "failed", "redis": "ok", "workers": "degraded"})
     assert stranger.get("/healthz").status_code == 200
+
+
+@on_sqlite
+def test_a_worker_of_each_backend_is_looked_for(stranger: Caller, services: Services) -> None:
+    with services.database.write() as tx:
+        tx.execute(insert(workers).values(name="w", backend="dataoorts", slots=200, seen_at=now()))
+    assert ready(stranger)[1]["workers"] == "ok"
+    with services.database.write() as tx:
+        tx.execute(update(workers).values(seen_at=now(-60)))
+    assert ready(stranger)[1]["workers"] == "degraded"
 
 
 @pytest.fixture
@@ -40,7 +52,7 @@ def settings_without_a_database(redis_url: str) -> Settings:
 
 def test_without_a_database_it_starts_and_says_so(settings_without_a_database: Settings) -> None:
     api = client_with(create_app(settings_without_a_database), KEY)
-    assert ready(api) == (503, {"database": "failed", "migrations": "failed", "redis": "ok"})
+    assert ready(api) == (503, {"database": "failed", "migrations": "failed", "redis": "ok", "workers": "degraded"})
     response = api.get("/v1/jobs")
     assert response.status_code == 503 and response.json["code"] == "unavailable" and response.json["retryable"]
     assert response.headers["Retry-After"] == "5"
@@ -73,6 +85,6 @@ def test_a_frozen_redis_holds_nobody_up(database_url: str, frozen_redis: RedisSe
 def assert_quick_without_redis(settings: Settings) -> None:
     api = client_with(create_app(settings), KEY)
     started = time.monotonic()
-    assert ready(api) == (200, {"database": "ok", "migrations": "ok", "redis": "degraded"})
+    assert ready(api) == (200, {"database": "ok", "migrations": "ok", "redis": "degraded", "workers": "degraded"})
     assert api.post("/v1/jobs", json={"input": {"prompt": "a cat"}}).status_code == 202
     assert time.monotonic() - started < 1.5

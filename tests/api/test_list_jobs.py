@@ -25,7 +25,10 @@ def test_the_newest_job_comes_first_and_reads_as_alone(api: Caller, submit: Subm
     first, second = submit()["id"], submit()["id"]
     worker.succeed(worker.claim())
     data = api.get("/v1/jobs").json["data"]
-    assert data == [api.get(f"/v1/jobs/{id}").json for id in (second, first)]
+    alone = [api.get(f"/v1/jobs/{id}").json for id in (second, first)]
+    assert [job.pop("queue_position") for job in alone] == [1, None]
+    assert [job.pop("queue_position") for job in data] == [None, None]  # not counted for lists
+    assert data == alone
     assert [job["cost_usd"] for job in data] == ["0", "0.008"]
 
 

@@ -160,18 +160,6 @@ def test_the_prompt_is_not_repeated_in_an_error(rejecting: Caller) -> None:
 
 
 @on_sqlite
-def test_an_idempotency_key_is_refused_until_it_is_honoured(rejecting: Caller) -> None:
-    response = rejecting.post("/v1/jobs", json={"input": {"prompt": "a cat"}}, headers={"Idempotency-Key": "k1"})
-    assert response.status_code == 422 and response.json["errors"][0]["parameter"] == "Idempotency-Key"
-
-
-@on_sqlite
 def test_a_query_parameter_is_refused(rejecting: Caller) -> None:
     response = rejecting.post("/v1/jobs?dry_run=1", json={"input": {"prompt": "a cat"}})
     assert response.status_code == 422 and response.json["errors"][0]["parameter"] == "dry_run"
-
-
-@on_sqlite
-def test_prefer_is_ignored_and_not_said_to_be_applied(api: Caller) -> None:
-    response = api.post("/v1/jobs", json={"input": {"prompt": "a cat"}}, headers={"Prefer": "wait=10"})
-    assert response.status_code == 202 and "Preference-Applied" not in response.headers

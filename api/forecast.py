@@ -1,0 +1,68 @@
+"""When it is worth asking for a job again, from what is known of the workers: what Retry-After says."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, select
+
+from api.job_object import FARTHEST_POSITION
+from shared.database import Database, now
+from shared.jobs import TERMINAL
+from shared.tables import Status, workers
+
+#: Bounds of Retry-After, in seconds.
+SOONEST, LATEST = 1, 60
+
+
+@dataclass(frozen=True)
+class Present:
+    """The workers of a backend that are there: their slots, and what a picture takes them (None: not known yet)."""
+
+    slots: int
+    seconds: float | None
+
+
+def present(connection: Connection, backend: str, lease_seconds: float) -> Present:
+    """A worker whose heartbeat was not seen for a lease, four beats, does not count as being there."""
+    query = select(func.sum(workers.c.slots), func.avg(workers.c.seconds))
+    row = connection.execute(query.where(workers.c.backend == backend, workers.c.seen_at > now(-lease_seconds))).one()
+    return Present(int(row[0] or 0), None if row[1] is None else float(row[1]))
+
+
+class Forecast:
+    """A hint, from what was looked up in the last seconds."""
+
+    LOOK_UP_SECONDS = 5.0
+
+    def __init__(self, database: Database, backends: Sequence[str], lease_seconds: float) -> None:
+        self._database = database
+        self._lease_seconds = lease_seconds
+        self._known: dict[str, tuple[float, Present]] = {backend: (0.0, Present(0, None)) for backend in backends}
+
+    def retry_after(self, row: Row[Any], position: int | None) -> dict[str, str]:
+        """The header Retry-After of an unfinished job, none of an ended one."""
+        if row.status in TERMINAL:
+            return {}
+        known = self._look_up(row.backend)
+        seconds = known.seconds or SOONEST
+        if row.status == Status.running:
+            # Somewhere in the middle of it.
+            return _header(seconds / 2)
+        ahead = position or (FARTHEST_POSITION if row.ready else 1)
+        turns = ahead / max(known.slots, 1)
+        return _header(seconds * math.ceil(turns))
+
+    def _look_up(self, backend: str) -> Present:
+        until, known = self._known.get(backend, (0.0, Present(0, None)))
+        if time.monotonic() >= until:
+            with self._database.read() as connection:
+                known = present(connection, backend, self._lease_seconds)
+            self._known[backend] = (time.monotonic() + self.LOOK_UP_SECONDS, known)
+        return known
+
+
+def _header(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(min(max(math.ceil(seconds), SOONEST), LATEST))}

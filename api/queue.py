@@ -1,0 +1,49 @@
+"""The queue, a row a backend: how much waits, how much is being made, by how many slots."""
+
+from flask import Response
+from flask_openapi3.blueprint import APIBlueprint
+from flask_openapi3.models.tag import Tag
+from sqlalchemy import Connection, func, select
+
+from api.forecast import present
+from api.openapi import KEY, answers
+from api.schemas import NoQuery, Queue, QueueList
+from api.services import Services
+from shared.database import now
+from shared.jobs import is_status
+from shared.tables import Status, jobs
+
+
+def routes(services: Services) -> APIBlueprint:
+    settings = services.settings
+    blueprint = APIBlueprint("queue", __name__, url_prefix="/v1", abp_tags=[Tag(name="queue")], abp_security=KEY)
+
+    @blueprint.get(
+        "/queue",
+        operation_id="getQueue",
+        summary="Read the queue of each backend",
+        responses=answers({200: QueueList}, refusals=(401, 406, 422)),
+    )
+    def get_queue(query: NoQuery) -> Response:
+        with services.database.read() as connection:
+            queues = [_queue(connection, backend, settings.lease_seconds) for backend in settings.backends]
+        return Response(QueueList(data=queues).model_dump_json(), content_type="application/json")
+
+    return blueprint
+
+
+def _queue(connection: Connection, backend: str, lease_seconds: float) -> Queue:
+    def count(status: Status) -> int:
+        query = select(func.count()).select_from(jobs).where(jobs.c.backend == backend, is_status(status))
+        return connection.scalar(query) or 0
+
+    # By queue_until, which has an index and stands a fixed time after the submission.
+    first = select(jobs.c.created_at, now().label("now")).where(jobs.c.backend == backend, is_status(Status.queued))
+    oldest = connection.execute(first.order_by(jobs.c.queue_until).limit(1)).one_or_none()
+    return Queue(
+        backend=backend,
+        queued=count(Status.queued),
+        running=count(Status.running),
+        slots=present(connection, backend, lease_seconds).slots,
+        oldest_queued_seconds=None if oldest is None else max((oldest.now - oldest.created_at).total_seconds(), 0.0),
+    )

@@ -1,0 +1,145 @@
+"""The two systems, each as real processes on loopback: Darkroom by its Procfile, the baseline by its own.
+
+Each comes with a Redis and a stand-in of the vendor of its own, in a temporary folder that goes with it.
+"""
+
+import contextlib
+import json
+import shlex
+import subprocess
+import tempfile
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import requests
+
+from bench.databases import Databases
+from bench.load.dialects import API_KEY, DIALECTS
+from bench.outside import Vendor, eventually, run_load
+from bench.processes import ROOT, Processes
+from local import procfile
+from local.embedded_redis import server_binary
+from tests.servers import free_port
+
+
+class System(ABC):
+    """A system that runs from `with` to the end of its block. `name` is that of its dialect."""
+
+    name: str
+    title: str
+    #: How many calls of the vendor it makes at once.
+    slots: int
+    #: Whether Redis writes an append-only file, as this system's own set-up has it.
+    redis_appends: bool
+    _ready_path: str
+
+    @property
+    def waits(self) -> bool:
+        """Whether its clients can wait for a job in place of asking again and again."""
+        return DIALECTS[self.name].waits
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.processes = Processes(Path(tempfile.mkdtemp(prefix="darkroom-bench-")))
+        self.folder = self.processes.folder
+        self._redis_port = free_port()
+        self.redis_url = f"redis://127.0.0.1:{self._redis_port}/0"
+
+    @abstractmethod
+    def _start_own(self) -> None:
+        """Start what is measured."""
+
+    def measured(self) -> list[subprocess.Popen[bytes]]:
+        """The processes of the system itself, without Redis, database and vendor."""
+        return [process for name, process in self.processes.running.items() if name not in ("redis", "vendor")]
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        redis = [server_binary(), "--port", str(self._redis_port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        redis += ["--appendonly", "yes" if self.redis_appends else "no", "--save", ""]
+        self.processes.start("redis", shlex.join([*redis, "--maxmemory-policy", "noeviction"]), {})
+        self.vendor = Vendor(self.processes)
+        self._start_own()
+        eventually("the web side", self.processes, self._answers)
+        self.vendor.wish(delay=0, size=20_000)
+        self.load("batch", jobs=16, connections=4)  # the workers are there, and every route has been used once
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(requests.ConnectionError), requests.Session() as http:
+            http.trust_env = False
+            return http.get(f"http://127.0.0.1:{self.port}{self._ready_path}", timeout=5).status_code < 500
+        return False
+
+    def load(self, program: str, **arguments: Any) -> dict[str, Any]:
+        """Run a program of `bench/load` against this system; see `run_load`."""
+        found = run_load(program, port=self.port, dialect=self.name, **arguments)
+        self.processes.check()
+        return found
+
+    def close(self) -> None:
+        self.processes.close()
+
+
+class Darkroom(System):
+    name = "darkroom"
+    title = "Darkroom"
+    slots = 200
+    redis_appends = True
+    _ready_path = "/readyz"
+
+    def __init__(self, databases: Databases) -> None:
+        super().__init__()
+        self._databases = databases
+        self._database_url = databases.make(self.folder)
+
+    def _start_own(self) -> None:
+        environ = {
+            "DARKROOM_DATABASE_URL": self._database_url,
+            "DARKROOM_REDIS_URL": self.redis_url,
+            "DARKROOM_SECRET_KEY": "s" * 32,
+            "DARKROOM_API_KEY": API_KEY,
+            "DARKROOM_SANDBOX": "1",
+            "DATAOORTS_API_KEY": "bench",
+            "DATAOORTS_URL": self.vendor.url,
+            "PORT": str(self.port),
+        }
+        for command in procfile.read(ROOT / "Procfile"):
+            self.processes.start(command.name, command.line, environ)
+
+    def close(self) -> None:
+        super().close()
+        self._databases.drop(self._database_url)
+
+
+class Baseline(System):
+    name = "baseline"
+    title = "Flask + Celery"
+    slots = 8
+    redis_appends = False
+    _ready_path = "/"
+
+    def _start_own(self) -> None:
+        pictures = self.folder / "pictures"
+        pictures.mkdir()
+        config = {
+            "redis_url": self.redis_url,
+            "vendor_url": self.vendor.url,
+            "vendor_key": "bench",
+            "pictures": str(pictures),
+        }
+        (self.folder / "baseline.json").write_text(json.dumps(config))
+        environ = {"PORT": str(self.port), "PYTHONPATH": str(ROOT)}
+        for command in procfile.read(ROOT / "bench" / "baseline" / "Procfile"):
+            self.processes.start(command.name, command.line, environ, cwd=self.folder)

@@ -1,0 +1,109 @@
+"""GET /v1/queue."""
+
+from typing import Any
+
+from sqlalchemy import update
+
+from api.services import Services
+from shared import jobs as life
+from shared.database import now
+from shared.tables import jobs, workers
+from tests.api.people import Caller, Submit, Worker, on_sqlite
+from worker import presence
+
+
+def queue(api: Caller) -> dict[str, Any]:
+    response = api.get("/v1/queue")
+    assert response.status_code == 200
+    [row] = response.json["data"]
+    return dict(row)
+
+
+def show(services: Services, name: str, slots: int, seconds: float | None = None, backend: str = "dataoorts") -> None:
+    """A worker's heartbeat."""
+    with services.database.write() as tx:
+        presence.show(tx, name, backend, slots, seconds)
+
+
+def not_seen_for(services: Services, name: str, seconds: float) -> None:
+    with services.database.write() as tx:
+        tx.execute(update(workers).where(workers.c.name == name).values(seen_at=now(-seconds)))
+
+
+def test_a_quiet_service_has_a_row_for_each_backend(api: Caller) -> None:
+    assert queue(api) == {
+        "backend": "dataoorts",
+        "queued": 0,
+        "running": 0,
+        "slots": 0,
+        "oldest_queued_seconds": None,
+    }
+
+
+def test_it_counts_what_waits_and_what_is_being_made(
+    api: Caller, services: Services, submit: Submit, worker: Worker
+) -> None:
+    made = [submit() for _ in range(5)]
+    worker.succeed(worker.claim())
+    backing_off = worker.claim()
+    with services.database.write() as tx:
+        assert life.requeue(tx, backing_off, reason="transient", after_seconds=60, counts=True)
+    worker.claim()
+    api.post(made[4]["urls"]["cancel"])
+    row = queue(api)
+    assert (row["queued"], row["running"]) == (2, 1)  # the one that backs off waits too
+
+
+def test_the_oldest_is_the_one_that_has_waited_longest(api: Caller, services: Services, submit: Submit) -> None:
+    first, second = submit(), submit()
+    with services.database.write() as tx:
+        for job, age in ((first, 100), (second, 50)):
+            aged = update(jobs).where(jobs.c.id == job["id"])
+            tx.execute(aged.values(created_at=now(-age), queue_until=now(3600 - age)))
+    assert 100 <= queue(api)["oldest_queued_seconds"] < 130
+    api.post(first["urls"]["cancel"])
+    assert 50 <= queue(api)["oldest_queued_seconds"] < 80
+    api.post(second["urls"]["cancel"])
+    assert queue(api)["oldest_queued_seconds"] is None
+
+
+def test_slots_are_those_of_the_workers_that_are_there(api: Caller, services: Services) -> None:
+    show(services, "one", 200)
+    show(services, "two", 50)
+    show(services, "gpu", 1, backend="diffusers")
+    assert queue(api)["slots"] == 250
+    not_seen_for(services, "two", services.settings.lease_seconds + 1)
+    assert queue(api)["slots"] == 200
+    show(services, "two", 60)
+    assert queue(api)["slots"] == 260
+    with services.database.write() as tx:
+        presence.leave(tx, "one")
+    assert queue(api)["slots"] == 60
+
+
+@on_sqlite
+def test_a_worker_between_two_heartbeats_is_there(api: Caller, services: Services) -> None:
+    show(services, "one", 200)
+    not_seen_for(services, "one", services.settings.lease_seconds * 3 / 4)
+    assert queue(api)["slots"] == 200
+
+
+@on_sqlite
+def test_the_queue_is_the_whole_service_s(api: Caller, neighbour: Caller, submit: Submit) -> None:
+    """Who waits wants to know how many wait before him, whosever they are; no job is named."""
+    submit()
+    assert queue(neighbour)["queued"] == queue(api)["queued"] == 1
+
+
+def test_a_job_knows_its_place_in_the_queue(api: Caller, submit: Submit, worker: Worker) -> None:
+    made = [submit() for _ in range(3)]
+
+    def places() -> list[int | None]:
+        return [api.get(job["urls"]["self"]).json["queue_position"] for job in made]
+
+    assert places() == [1, 2, 3]
+    worker.claim()
+    assert places() == [None, 1, 2]
+    api.post(made[1]["urls"]["cancel"])
+    assert places() == [None, None, 1]
+    assert [job["queue_position"] for job in made] == [None] * 3  # not counted for the answer to a submission

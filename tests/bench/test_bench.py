@@ -1,0 +1,41 @@
+"""The whole bench, as small as it gets: every row has a number. How large it is, nobody asks here."""
+
+import re
+
+import psutil
+import pytest
+
+from bench.__main__ import report
+from bench.measurements import MEASUREMENTS, SMALLEST, rows
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+#: Not offered by every version of the service.
+MAY_BE_ABSENT = {"news_p50", "news_p99", "news_places"}
+
+
+def cells_of(output: str, title: str) -> list[str]:
+    """Unit, better, ours, theirs, ahead."""
+    [line] = [line for line in output.splitlines() if line.startswith(f"{title}  ")]
+    return re.split(r"  +", line.removeprefix(title).strip())
+
+
+def test_the_table_has_a_number_in_every_row(capsys: pytest.CaptureFixture[str]) -> None:
+    before = set(psutil.Process().children())
+    code = report(SMALLEST, list(MEASUREMENTS), "sqlite")
+    output = capsys.readouterr()
+    assert code == 0, output.err
+    assert re.match(r"On \d+ cores .*Python 3.*SQLite 3", output.out)
+    for row in rows(MEASUREMENTS, SMALLEST):
+        if row.title == "  the same, p99":  # there are two of them; they come with the lines before them
+            continue
+        unit, better, ours, theirs, _ = cells_of(output.out, row.title)
+        assert (unit, better) == (row.unit, row.better)
+        assert re.match(r"\d", theirs) or row.key == "news_places", row
+        assert re.match(r"\d", ours) or row.key in MAY_BE_ABSENT, row
+    assert set(psutil.Process().children()) <= before  # nothing is left running
+
+
+def test_darkroom_is_measured_on_postgresql_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(SMALLEST, ["polls"], "postgresql") == 0
+    assert "PostgreSQL 18" in capsys.readouterr().out
