@@ -15,6 +15,7 @@ from api.job_object import queue_position, read_job, show
 from api.openapi import KEY, answers
 from api.schemas import Job, JobPath, NoQuery
 from api.services import Services
+from api.strict import whole_body
 from api.submission import resolve, submission_body, submit
 from api.waiting import preferred_wait
 from shared import jobs as life
@@ -218,5 +219,5 @@ def _is_known(row: Row[Any]) -> bool:
 
 def _refuse_body() -> None:
     """Nothing is taken in the body, and so nothing is ignored in it. `{}` says nothing."""
-    if b"".join(request.get_data().split()) not in (b"", b"{}"):
+    if b"".join(whole_body(request).split()) not in (b"", b"{}"):
         raise invalid_field("#", "This route takes no body.")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from api.compat import shapes as compat
-from api.schemas import ANSWERS
+from api.schemas import ANSWERS, QUERIES, NoQuery
 
 #: What a route under /v1/ declares: it asks for a key.
 KEY: list[dict[str, list[str]]] = [{"key": []}]
@@ -31,6 +32,25 @@ _HEADERS = {
     "Preference-Applied": "the wait that was honoured",
     "Retry-After": "seconds after which to ask again",
     "X-Job-Id": "the job that the answer is about",
+}
+
+#: The headers that a route reads, by its operation, and what they are. Any value but the key's is taken: what makes no
+#: sense there is ignored, as HTTP has it.
+_ASKED: Mapping[str, tuple[str, ...]] = {
+    "submitJob": ("Idempotency-Key", "Prefer"),
+    "retryJob": ("Idempotency-Key", "Prefer"),
+    "getJob": ("If-None-Match", "Prefer"),
+    "getImage": ("If-None-Match", "Range"),
+    "callAsVendor": ("Idempotency-Key",),
+}
+_ASKED_FOR: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "Idempotency-Key": (
+        "1 to 255 visible characters, bare or quoted: the same request with the same key gets the same job for 24 h",
+        {"pattern": "^[!-~]+$", "minLength": 1, "maxLength": 255},
+    ),
+    "If-None-Match": ("the ETag of an earlier answer: 304 as long as it is what there is", {}),
+    "Prefer": ("`wait=N`: answer when the job has ended, or after so many seconds, at most 60", {}),
+    "Range": ("`bytes=FIRST-LAST`: a part of the image", {}),
 }
 
 _HERE = Path(__file__).parent / "docs"
@@ -91,9 +111,19 @@ def document(app: OpenAPI, *bodies: type[BaseModel]) -> dict[str, Any]:
     made["components"]["schemas"] = definitions["$defs"]
     for path in made["paths"].values():
         for operation in path.values():
+            query = QUERIES.get(operation["operationId"], NoQuery)
+            exact = query.model_json_schema(ref_template=_REF).get("properties", {})
             for parameter in operation.get("parameters", []):
+                parameter["schema"] = deepcopy(exact.get(parameter["name"], parameter["schema"]))
                 _tell_the_truth(parameter)
+            asked = _ASKED.get(operation["operationId"], ())
+            operation.setdefault("parameters", []).extend(map(_header, asked))
     return made
+
+
+def _header(name: str) -> dict[str, Any]:
+    description, limits = _ASKED_FOR[name]
+    return {"name": name, "in": "header", "description": description, "schema": {"type": "string"} | limits}
 
 
 def _tell_the_truth(parameter: dict[str, Any]) -> None:

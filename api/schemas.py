@@ -289,5 +289,8 @@ class Problem(BaseModel):
     errors: list[FieldError] = []
 
 
+#: The shapes of queries, by the operation that takes them.
+QUERIES: Mapping[str, type[NoQuery]] = {"listJobs": JobsQuery}
+
 #: The shapes of whole answers.
 ANSWERS: tuple[type[BaseModel], ...] = (Job, JobList, QueueList, AttemptList, ModelList, Health, Readiness, Problem)

@@ -25,10 +25,15 @@ class StrictRequest(Request):
         encoding = self.headers.get("Content-Encoding", "identity").lower()
         if self.mimetype != "application/json" or charset not in ("utf-8", "utf8") or encoding != "identity":
             raise UnsupportedMediaType
-        data = self.get_data()
-        if len(data) > MOST_BYTES:
-            raise RequestEntityTooLarge
-        return parse_json(data)
+        return parse_json(whole_body(self))
+
+
+def whole_body(of: Request) -> bytes:
+    """The body as it came; refused if it is too large, of whatever length it was said to be."""
+    data = of.get_data()
+    if len(data) > MOST_BYTES:
+        raise RequestEntityTooLarge
+    return data
 
 
 def parse_json(data: bytes) -> dict[str, Any]:

@@ -106,8 +106,24 @@ def test_queries_are_described_as_they_are_sent(document: dict[str, Any]) -> Non
     names = "status backend model created_after created_before metadata limit cursor"
     assert " ".join(parameters) == names
     assert parameters["metadata"]["style"] == "deepObject" and parameters["metadata"]["explode"] is True
+    assert parameters["metadata"]["schema"]["propertyNames"] == {"minLength": 1, "maxLength": 64}
     assert parameters["limit"]["schema"]["maximum"] == 100 and parameters["limit"]["schema"]["default"] == 20
     assert all("null" not in repr(parameter) and "None" not in repr(parameter) for parameter in parameters.values())
+
+
+def test_the_headers_that_are_read_are_described(document: dict[str, Any]) -> None:
+    told = {
+        (path, method): [each["name"] for each in operation.get("parameters", []) if each["in"] == "header"]
+        for path, item in document["paths"].items()
+        for method, operation in item.items()
+    }
+    assert {place: names for place, names in told.items() if names} == {
+        ("/v1/jobs", "post"): ["Idempotency-Key", "Prefer"],
+        ("/v1/jobs/{id}/retry", "post"): ["Idempotency-Key", "Prefer"],
+        ("/v1/jobs/{id}", "get"): ["If-None-Match", "Prefer"],
+        ("/v1/jobs/{id}/image", "get"): ["If-None-Match", "Range"],
+        ("/api/v1", "post"): ["Idempotency-Key"],
+    }
 
 
 def test_the_page_loads_nothing_from_elsewhere(stranger: Caller) -> None:

@@ -25,9 +25,10 @@ def write_procfile(folder: Path, **lines: str) -> Path:
 
 
 def test_lines_stand_in_columns_behind_the_name_of_their_process(tmp_path: Path) -> None:
-    folder = write_procfile(tmp_path, a="sh -c 'echo one; printf two; sleep 1000'", longest_name=POLITE)
+    folder = write_procfile(tmp_path, a="sh -c 'echo one; printf two'", longest_name=POLITE)
     with running(KEEP, folder) as program:
         program.until("longest_name.*up")
+        program.until("two")  # a line without an end is shown when its process ends
         program.signal(signal.SIGTERM)
         assert program.end() == 0
     assert "a            | one" in program.seen
