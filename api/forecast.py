@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, func, select
 
 from api.job_object import FARTHEST_POSITION
 from shared.database import Database, now
-from shared.jobs import TERMINAL
+from shared.standing import TERMINAL
 from shared.tables import Status, workers
 
 #: Bounds of Retry-After, in seconds.

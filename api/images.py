@@ -14,7 +14,7 @@ from api.openapi import KEY, answers
 from api.schemas import JobPath, NoQuery
 from api.services import Services
 from api.strict import refuse_unless_accepted
-from shared.jobs import TERMINAL
+from shared.standing import TERMINAL
 from shared.tables import jobs
 
 #: What a job's row says of its image.

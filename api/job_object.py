@@ -8,8 +8,8 @@ from sqlalchemy import Connection, Row, Select, bindparam, func, select, tuple_
 from api.errors import not_found
 from api.schemas import Image, Job, JobError, Urls, Warning, usd
 from shared.ids import is_id
-from shared.jobs import CLAIMABLE
 from shared.settings import Settings
+from shared.standing import CLAIMABLE
 from shared.tables import Billed, Outcome, Status, attempts, jobs
 
 #: How far `queue_position` is counted. Who is behind that many has no use for the exact number.

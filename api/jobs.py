@@ -20,6 +20,7 @@ from api.submission import resolve, submission_body, submit
 from api.waiting import preferred_wait
 from shared import jobs as life
 from shared.catalogue import MODELS
+from shared.standing import TERMINAL
 
 #: What a submission's answers carry.
 _SUBMITTED = ("Location", "Retry-After", "Preference-Applied", "Idempotent-Replayed")
@@ -55,7 +56,7 @@ def routes(services: Services) -> APIBlueprint:
     def get_job(path: JobPath, query: NoQuery) -> Response:
         def is_news(row: Row[Any]) -> bool:
             # An ended job has no next event: who knows its end already is told so at once.
-            return row.status in life.TERMINAL or (bool(request.if_none_match) and not _is_known(row))
+            return row.status in TERMINAL or (bool(request.if_none_match) and not _is_known(row))
 
         seen = _look(services, path.id, is_news)
         row = seen.row
@@ -155,7 +156,7 @@ def _once(services: Services, key: idempotency.Key | None, make: Callable[[Conne
     job_id = first if made is None else made.job.id
     assert job_id is not None
     new = made.job if made is not None and made.is_new else None
-    seen = _look(services, job_id, lambda row: row.status in life.TERMINAL, new)
+    seen = _look(services, job_id, lambda row: row.status in TERMINAL, new)
     row = seen.row
     job = show(row, seen.cost, seen.position, services.settings)
     headers = {"Location": job.urls.self} | seen.headers
@@ -164,7 +165,7 @@ def _once(services: Services, key: idempotency.Key | None, make: Callable[[Conne
     found = made is not None and not made.is_new
     return Response(
         job.model_dump_json(),
-        200 if found or row.status in life.TERMINAL else 202,
+        200 if found or row.status in TERMINAL else 202,
         headers,
         content_type="application/json",
     )

@@ -10,7 +10,7 @@ from api.openapi import KEY, answers
 from api.schemas import NoQuery, Queue, QueueList
 from api.services import Services
 from shared.database import now
-from shared.jobs import is_status
+from shared.standing import is_status
 from shared.tables import Status, jobs
 
 

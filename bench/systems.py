@@ -77,7 +77,7 @@ class System(ABC):
         self.load("batch", jobs=16, connections=4)  # the workers are there, and every route has been used once
 
     def _answers(self) -> bool:
-        with contextlib.suppress(requests.ConnectionError), requests.Session() as http:
+        with contextlib.suppress(requests.RequestException), requests.Session() as http:  # it listens before it answers
             http.trust_env = False
             return http.get(f"http://127.0.0.1:{self.port}{self._ready_path}", timeout=5).status_code < 500
         return False

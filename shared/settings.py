@@ -56,7 +56,7 @@ class Settings(BaseModel):
     prices: Annotated[dict[str, Decimal], BeforeValidator(_parse_json)] = {}
     lease_seconds: float = Field(20, ge=10, le=3600)
     max_attempts: int = Field(3, ge=1, le=100)
-    max_crashes: int = Field(3, ge=1, le=100)
+    max_crashes: int = Field(3, ge=2, le=100)  # a first death accuses every job of its process: it can't be final
     max_wait_seconds: int = Field(86400, ge=1, le=30 * 86400)
     public_url: str | None = None
     sandbox: bool = False

@@ -11,11 +11,12 @@ from shared import jobs
 from shared.database import Database
 from shared.ids import new_id
 from shared.image_store import Image
-from shared.jobs import Claim
+from shared.jobs import Claim, Terms
 from shared.tables import Billed, Outcome
 from shared.tables import jobs as table
 
 PRICES: Mapping[str, int] = {"m": 8000}
+TERMS = Terms(worker="w", lease_seconds=20, attempt_seconds=60, prices=PRICES, max_crashes=3)
 
 SUBMISSION: Mapping[str, Any] = {
     "project_id": "prj_a",
@@ -46,7 +47,7 @@ def many(database: Database, count: int, **changes: Any) -> None:
 def claim_one(database: Database, tx: Connection | None = None) -> Claim:
     """The next job, claimed as a worker does. Fails if there is none."""
     with nullcontext(tx) if tx is not None else database.write() as connection:
-        [claim] = jobs.claim(connection, "dataoorts", worker="w", lease_seconds=20, attempt_seconds=60, prices=PRICES)
+        [claim] = jobs.claim(connection, "dataoorts", TERMS)
     return claim
 
 

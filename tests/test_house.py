@@ -39,7 +39,7 @@ def test_only_settings_reads_the_environment() -> None:
 
 
 def test_only_jobs_writes_a_status() -> None:
-    """Every `update(jobs…)` and `insert(jobs…)` stands in shared/jobs.py, whatever name the table goes by."""
+    """Every `update(jobs…)` and `insert(jobs…)` stands in shared/moves.py, which shared/jobs.py alone uses."""
     writers = set()
     for place, tree in modules("api", "worker", "shared", "local", "migrations"):
         names = {"jobs", "table"} if any(name.startswith("shared.tables") for name in imports(tree)) else set()
@@ -50,7 +50,9 @@ def test_only_jobs_writes_a_status() -> None:
                     writers.add(place)
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and "UPDATE jobs" in node.value:
                 writers.add(place)
-    assert writers == {"shared/jobs.py"}
+    assert writers == {"shared/moves.py"}
+    users = {place for place, tree in modules(*PRODUCT) if "shared.moves" in imports(tree)}
+    assert users == {"shared/jobs.py"}
 
 
 def test_what_is_in_shared_is_used_on_both_sides() -> None:

@@ -67,6 +67,7 @@ class Worker:
                 worker=self.name,
                 prices=_prices(wanted),
                 max_attempts=wanted.max_attempts,
+                max_crashes=wanted.max_crashes,
                 lease_seconds=wanted.lease_seconds,
                 stopping=self.stopping,
             )

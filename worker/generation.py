@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from shared import jobs
 from shared.database import AWAY, Database
 from shared.image_store import Image, ImageStore
-from shared.jobs import Claim, JobError
+from shared.jobs import Claim, JobError, Terms
 from shared.tables import Billed, Outcome, Status
 from worker import retry
 from worker.backends.base import Backend, Failure, Kind, Picture, Request
+from worker.claims import Claims
 from worker.leases import Leases
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Generation:
         worker: str,
         prices: Mapping[str, int],
         max_attempts: int,
+        max_crashes: int,
         lease_seconds: float,
         stopping: threading.Event,
     ) -> None:
@@ -44,16 +46,15 @@ class Generation:
         self._images = images
         self._backend = backend
         self._leases = leases
-        self._worker = worker
-        self._prices = prices
+        terms = Terms(worker, lease_seconds, backend.attempt_seconds, prices, max_crashes)
+        self._claims = Claims(database, backend.name, terms)
         self._max_attempts = max_attempts
-        self._lease_seconds = lease_seconds
         self._stopping = stopping
         self._seconds: deque[float] = deque(maxlen=50)
 
     def work(self) -> None:
         """Claim and work until no job is left, or until asked to stop."""
-        while not self._stopping.is_set() and (claim := self._claim()):
+        while not self._stopping.is_set() and (claim := self._claims.next()):
             self.run_attempt(claim)
 
     @property
@@ -65,22 +66,6 @@ class Generation:
         """What the latest calls of the backend took on average; None before the first."""
         seconds = list(self._seconds)
         return sum(seconds) / len(seconds) if seconds else None
-
-    def _claim(self) -> Claim | None:
-        try:
-            with self._database.write() as tx:
-                claims = jobs.claim(
-                    tx,
-                    self._backend.name,
-                    worker=self._worker,
-                    lease_seconds=self._lease_seconds,
-                    attempt_seconds=self._backend.attempt_seconds,
-                    prices=self._prices,
-                )
-        except AWAY as error:
-            log.warning("no job could be claimed, the database is away (%s)", type(error).__name__)
-            return None  # the sweep rings again
-        return claims[0] if claims else None
 
     def run_attempt(self, claim: Claim) -> None:
         """From a claim to its end, whatever that is."""

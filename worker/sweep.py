@@ -18,7 +18,7 @@ from shared import jobs, settings, tickets
 from shared.announcements import Announcer, client
 from shared.database import AWAY, Database, now
 from shared.image_store import ImageStore, open_image_store
-from shared.jobs import CLAIMABLE, NEVER_TRIED, is_status
+from shared.standing import ATTEMPT_RUNS, CLAIMABLE, NEVER_TRIED, TERMINAL, is_status
 from shared.tables import KEYS_KEPT_SECONDS, Billed, Outcome, Status, attempts
 from shared.tables import idempotency_keys as keys
 from shared.tables import jobs as table
@@ -144,7 +144,7 @@ class Sweep:
         """Attempts that nobody closed although their time is long over: whether they were paid stays unknown."""
         query = (
             select(attempts.c.job_id, attempts.c.number)
-            .where(jobs.ATTEMPT_RUNS, attempts.c.deadline_at < now(-self.ABANDONED_SECONDS))
+            .where(ATTEMPT_RUNS, attempts.c.deadline_at < now(-self.ABANDONED_SECONDS))
             .limit(self.LIMIT)
         )
         with self._database.read() as connection:
@@ -166,7 +166,7 @@ class Sweep:
                 found = {row.id: row for row in connection.execute(ended)}
             for job_id, attempt in page:
                 job = found.get(job_id)
-                if job is None or (job.status in jobs.TERMINAL and job.image_attempt != attempt):
+                if job is None or (job.status in TERMINAL and job.image_attempt != attempt):
                     self._images.remove(job_id, attempt)
                     log.info("%s: the picture of attempt %d, which nothing points at, removed", job_id, attempt)
         return False  # no hurry

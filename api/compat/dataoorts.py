@@ -29,7 +29,7 @@ from api.services import Services
 from api.submission import submission_body, submit
 from shared.catalogue import MODELS
 from shared.errors import JobErrorCode
-from shared.jobs import TERMINAL
+from shared.standing import TERMINAL
 from shared.tables import Status
 
 PATH = "/api/v1"

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, delete, select
 from api import idempotency
 from api.idempotency import Key
 from shared.database import AWAY, Database, now
-from shared.jobs import TERMINAL
+from shared.standing import TERMINAL
 from shared.tables import Status, jobs
 from shared.tables import idempotency_keys as keys
 

@@ -56,8 +56,9 @@ class Worker:
 
     def claim(self, price: int = 8000) -> life.Claim:
         prices = dict.fromkeys(MODELS, price)
+        terms = life.Terms(worker="w1", lease_seconds=20, attempt_seconds=300, prices=prices, max_crashes=3)
         with self._database.write() as tx:
-            [claim] = life.claim(tx, "dataoorts", worker="w1", lease_seconds=20, attempt_seconds=300, prices=prices)
+            [claim] = life.claim(tx, "dataoorts", terms)
         return claim
 
     def close_attempt(self, claim: life.Claim, outcome: Outcome, billed: Billed, error: Any = None) -> None:

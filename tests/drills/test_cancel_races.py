@@ -21,7 +21,7 @@ from sqlalchemy import func, select
 from shared import jobs
 from shared.database import Database
 from shared.image_store import DatabaseImageStore
-from shared.jobs import TERMINAL
+from shared.standing import TERMINAL
 from shared.tables import Billed, Outcome, Status, attempts, events
 from shared.tables import jobs as table
 from shared.tickets import Bell
@@ -119,6 +119,7 @@ class Race:
             worker="w",
             prices=PRICES,
             max_attempts=3,
+            max_crashes=3,
             lease_seconds=0,
             stopping=threading.Event(),
         )

@@ -1,18 +1,19 @@
 """A job's life, on both databases: every move, what it leaves behind, and what it refuses."""
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from sqlalchemy import Row, select, update
 
-from shared import jobs
+from shared import jobs, standing
 from shared.database import Database, now
 from shared.errors import JobErrorCode
 from shared.jobs import Claim, JobError
 from shared.tables import Billed, Outcome, Status, attempts, events
 from shared.tables import jobs as table
-from tests.lives import PRICES, an_image, claim_one, ended, job_row, many, plan, submit
+from tests.lives import PRICES, TERMS, an_image, claim_one, ended, job_row, many, plan, submit
 
 
 def event_types(database: Database, job_id: str) -> list[str]:
@@ -63,7 +64,7 @@ def test_a_second_claim_of_the_same_job_gets_nothing(database: Database) -> None
     submit(database)
     claim_one(database)
     with database.write() as tx:
-        assert jobs.claim(tx, "dataoorts", worker="b", lease_seconds=20, attempt_seconds=60, prices=PRICES) == []
+        assert jobs.claim(tx, "dataoorts", TERMS) == []
 
 
 def test_jobs_are_claimed_in_the_order_of_their_submission(database: Database) -> None:
@@ -75,7 +76,7 @@ def test_a_claim_takes_as_many_as_it_asks_for_and_only_its_backends_jobs(databas
     submitted = [submit(database).id for _ in range(3)]
     submit(database, backend="diffusers")
     with database.write() as tx:
-        claims = jobs.claim(tx, "dataoorts", worker="w", lease_seconds=20, attempt_seconds=60, prices=PRICES, limit=10)
+        claims = jobs.claim(tx, "dataoorts", TERMS, limit=10)
     assert [claim.job_id for claim in claims] == submitted
 
 
@@ -86,7 +87,7 @@ def test_many_claimers_at_once_never_get_the_same_job(database: Database) -> Non
     def claim_until_empty() -> None:
         while True:
             with database.write() as tx:
-                got = jobs.claim(tx, "dataoorts", worker="w", lease_seconds=20, attempt_seconds=60, prices=PRICES)
+                got = jobs.claim(tx, "dataoorts", TERMS)
             if not got:
                 return
             claimed.append(got[0].job_id)
@@ -230,10 +231,60 @@ def test_the_last_allowed_crash_fails_the_job(database: Database) -> None:
     assert job_row(database, job.id).error["code"] == "worker_crashed"
 
 
+def rows_of(database: Database) -> list[Row[Any]]:
+    with database.read() as connection:
+        return list(connection.execute(select(table)))
+
+
+def claimed(database: Database, limit: int, worker: str = "w") -> list[str]:
+    with database.write() as tx:
+        return [claim.job_id for claim in jobs.claim(tx, "dataoorts", replace(TERMS, worker=worker), limit=limit)]
+
+
+def test_a_job_that_one_more_death_would_end_is_the_only_such_suspect_in_its_process(database: Database) -> None:
+    suspects = [submit(database).id for _ in range(3)]
+    with database.write() as tx:
+        tx.execute(update(table).values(crashes=2))
+    innocent = [submit(database).id for _ in range(3)]
+    assert claimed(database, 2) == [
+        suspects[0],
+        innocent[0],
+    ]  # it passes the others by, and takes its fill all the same
+    assert claimed(database, 1) == [innocent[1]]
+    assert claimed(database, 9, worker="another") == [suspects[1], innocent[2]]
+    assert claimed(database, 9) == []
+    with database.write() as tx:
+        jobs.cancel(tx, suspects[0])
+    assert claimed(database, 9) == [suspects[2]]
+
+
+def test_after_a_death_of_many_no_job_is_final_but_the_one_that_dies_alone(database: Database) -> None:
+    """The poison kills its process whenever it runs; the others only had the bad luck to be there."""
+    poison, *others = [submit(database).id for _ in range(8)]
+    deaths = 0
+    while {Status(row.status) for row in rows_of(database)} & {Status.queued, Status.running}:
+        with database.write() as tx:
+            running = jobs.claim(tx, "dataoorts", TERMS, limit=10)
+        died = any(claim.job_id == poison for claim in running)
+        deaths += died
+        for claim in running:
+            if died:
+                let_lease_lapse(database, claim)
+            with database.write() as tx:
+                if died:
+                    jobs.rescue(tx, claim.job_id, claim.fence, max_crashes=3)
+                else:
+                    assert jobs.succeed(tx, claim, an_image(claim))
+    assert deaths == 3
+    assert {row.id: str(row.status) for row in rows_of(database)} == {poison: "failed"} | dict.fromkeys(
+        others, "succeeded"
+    )
+
+
 def test_no_lease_reaches_beyond_the_hard_deadline_of_its_attempt(database: Database) -> None:
     submit(database)
     with database.write() as tx:
-        [claim] = jobs.claim(tx, "dataoorts", worker="w", lease_seconds=20, attempt_seconds=25, prices=PRICES)
+        [claim] = jobs.claim(tx, "dataoorts", replace(TERMS, attempt_seconds=25))
         jobs.renew(tx, [(claim.job_id, claim.fence)], 3600)
     row = job_row(database, claim.job_id)
     assert row.lease_until == row.attempt_deadline_at
@@ -253,7 +304,7 @@ def test_a_job_past_its_deadline_expires_and_is_not_claimed(database: Database) 
     with database.write() as tx:
         assert jobs.expire(tx, job.id) is None, "not yet"
         tx.execute(update(table).values(deadline_at=now(-1)))
-        assert jobs.claim(tx, "dataoorts", worker="w", lease_seconds=20, attempt_seconds=60, prices=PRICES) == []
+        assert jobs.claim(tx, "dataoorts", TERMS) == []
         assert jobs.expire(tx, job.id) is Status.expired
     row = job_row(database, job.id)
     assert (row.status, row.error["code"], row.error["billed"]) == ("expired", "expired", "no")
@@ -333,10 +384,10 @@ def test_a_claim_is_served_by_its_partial_index(database: Database) -> None:
     """Enough jobs that a plan without the index would be the worse one, then the plans themselves."""
     many(database, 500, status="succeeded", lease_until=None)
     many(database, 300)
-    claim = select(table.c.id).where(table.c.backend == "dataoorts", jobs.CLAIMABLE)
+    claim = select(table.c.id).where(table.c.backend == "dataoorts", standing.CLAIMABLE)
     claim = claim.order_by(table.c.rank, table.c.id).limit(1)
     assert "ix_jobs_claim" in plan(database, claim)
-    lapsed = select(table.c.id).where(jobs.is_status(Status.running), table.c.lease_until < now())
+    lapsed = select(table.c.id).where(standing.is_status(Status.running), table.c.lease_until < now())
     assert "ix_jobs_lease_until" in plan(database, lapsed)
 
 
@@ -370,7 +421,7 @@ def test_a_canceled_job_is_not_claimed(database: Database) -> None:
     job = submit(database)
     with database.write() as tx:
         jobs.cancel(tx, job.id)
-        assert jobs.claim(tx, "dataoorts", worker="w", lease_seconds=20, attempt_seconds=60, prices=PRICES) == []
+        assert jobs.claim(tx, "dataoorts", TERMS) == []
 
 
 def retry(database: Database, job_id: str) -> jobs.Made | None:

@@ -75,6 +75,7 @@ class Bench:
             worker="w",
             prices=PRICES,
             max_attempts=3,
+            max_crashes=3,
             lease_seconds=20,
             stopping=self.stopping,
         )

@@ -10,7 +10,7 @@ from sqlalchemy import event, update
 from shared import jobs
 from shared.database import Database, now
 from shared.tables import jobs as table
-from tests.lives import PRICES, SUBMISSION, claim_one, job_row, submit
+from tests.lives import SUBMISSION, TERMS, claim_one, job_row, submit
 from worker.leases import Leases
 
 
@@ -72,7 +72,7 @@ def test_more_claims_than_one_statement_takes_are_all_renewed(database: Database
     with database.write() as tx:
         for _ in range(30):
             jobs.submit(tx, **SUBMISSION)
-        claims = jobs.claim(tx, "dataoorts", worker="w", lease_seconds=20, attempt_seconds=60, prices=PRICES, limit=30)
+        claims = jobs.claim(tx, "dataoorts", TERMS, limit=30)
         tx.execute(update(table).values(lease_until=now(1)))
     leases.CHUNK = 7
     with ExitStack() as stack:

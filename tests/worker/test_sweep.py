@@ -14,7 +14,7 @@ from shared.image_store import DatabaseImageStore
 from shared.jobs import JobError
 from shared.tables import Billed, Status, attempts, events, idempotency_keys
 from shared.tables import jobs as table
-from tests.lives import PRICES, SUBMISSION, an_image, claim_one, ended, job_row, many, plan, submit
+from tests.lives import SUBMISSION, TERMS, an_image, claim_one, ended, job_row, many, plan, submit
 from worker.sweep import Sweep, queued_and_due
 
 
@@ -217,7 +217,7 @@ def test_two_sweeps_at_once_do_no_harm(database: Database) -> None:
     with database.write() as tx:
         for _ in range(30):
             jobs.submit(tx, **SUBMISSION)
-        jobs.claim(tx, "dataoorts", worker="w", lease_seconds=20, attempt_seconds=60, prices=PRICES, limit=30)
+        jobs.claim(tx, "dataoorts", TERMS, limit=30)
     lapse(database)
     clock = Clock()
     sweeps = [a_sweep(database, clock) for _ in range(2)]

@@ -1,0 +1,55 @@
+"""Claims for many threads at once."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from shared import jobs
+from shared.database import Database
+from tests.lives import TERMS, submit
+from worker.claims import Claims
+
+
+def test_threads_that_wait_while_one_claims_are_served_together_and_each_gets_another_job(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted = {submit(database).id for _ in range(70)}
+    claims, first, go = Claims(database, "dataoorts", TERMS), threading.Event(), threading.Event()
+    transactions: list[int] = []
+    real = jobs.claim
+
+    def slow(*arguments: object, limit: int = 1) -> list[jobs.Claim]:
+        transactions.append(limit)
+        first.set()
+        assert go.wait(30)
+        return real(*arguments, limit=limit)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(jobs, "claim", slow)
+    with ThreadPoolExecutor(80) as pool:
+        one = pool.submit(claims.next)
+        assert first.wait(30)
+        others = [pool.submit(claims.next) for _ in range(74)]
+        while len(claims._waiting) < 74:
+            pass
+        go.set()
+        taken = [future.result() for future in (one, *others)]
+    assert sorted(claim.job_id for claim in taken if claim) == sorted(submitted)
+    assert taken.count(None) == 5
+    assert transactions == [1, 32, 32, 10]
+
+
+def test_nobody_gets_a_job_while_the_database_is_away_and_nobody_hangs(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(database)
+    claims = Claims(database, "dataoorts", TERMS)
+
+    def away(*_: object, **__: object) -> list[jobs.Claim]:
+        raise OperationalError("claim", {}, Exception("away"))
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(10) as pool:
+        patch.setattr(jobs, "claim", away)
+        assert [future.result() for future in [pool.submit(claims.next) for _ in range(10)]] == [None] * 10
+    assert claims.next() is not None
