@@ -4,11 +4,8 @@ Times are the database's clock, so that machines whose clocks differ agree on wh
 one expression for it; no other code asks what time it is to write it down.
 """
 
-import sqlite3
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,15 +17,14 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import BigInteger, TypeDecorator, TypeEngine
 
+from shared.sqlite_writer import SqliteWriter
+
 #: What a statement raises while the database is away, full, locked, or shutting down. The work is not lost: try later.
 AWAY = (OperationalError, InterfaceError, PoolTimeout)
 
 #: How long a statement may wait for another process's lock. Below the shortest lease (10 s), so that a worker
 #: that waits for a lock still renews in time.
 BUSY_SECONDS = 8
-
-#: Between two tries to become SQLite's one writer.
-BUSY_PAUSE_SECONDS = 0.0005
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -105,21 +101,16 @@ class Database:
         self.engine = _engine(url, connections, wait_seconds)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         self._reading = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
-        # SQLite has one writer at a time. Its own lock is polled, and unfair: without this one in front of it,
-        # 115 of 2,400 writes by 4 processes of 100 threads ended as `database is locked`; with it none, and faster.
-        self._writer: AbstractContextManager[Any] = threading.Lock() if self.is_sqlite else nullcontext()
+        self._writer = _sqlite_writer(url) if self.is_sqlite else None
         #: Called after a commit with the ids of the jobs that moved in it. It must neither wait nor fail.
         self.after_commit: Callable[[list[str]], None] = lambda moved: None
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """One transaction that commits at the end of the block, or leaves nothing behind if the block raises."""
-        with self._writer, self.engine.connect() as connection:
+        with self._writer.transaction() if self._writer else self.engine.begin() as connection:
             moved = connection.info["moved"] = []  # shared/jobs.py writes down here what it moves
-            with connection.begin():
-                if self.is_sqlite:
-                    _begin_to_write(connection)
-                yield connection
+            yield connection
         if moved:
             self.after_commit(moved)
 
@@ -132,33 +123,20 @@ class Database:
     def dedicated(self) -> "Database":
         """The same database over one connection of its own, for what must not queue behind the rest (the heartbeat)."""
         twin = Database(self.url, connections=1, wait_seconds=self._wait_seconds)
-        twin._writer = self._writer
+        if self._writer:  # SQLite's one writer takes turns all the same
+            twin._writer = self._writer
         return twin
 
     def close(self) -> None:
         self.engine.dispose()
+        if self._writer:
+            self._writer.close()
 
 
-def _begin_to_write(connection: Connection) -> None:
-    """SQLite's BEGIN IMMEDIATE (a transaction that reads first and writes then can fail at once), waiting our own way.
-
-    SQLite's own waiting sleeps longer and longer, up to 0.1 s, while the lock is held for a millisecond: with four
-    processes writing, nearly all of the time went there.
-    """
-    driver: Any = connection.connection.driver_connection
-    driver.execute("PRAGMA busy_timeout = 0")
-    try:
-        deadline = time.monotonic() + BUSY_SECONDS
-        while True:
-            try:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-                return
-            except OperationalError as error:
-                if getattr(error.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                    raise
-            time.sleep(BUSY_PAUSE_SECONDS)
-    finally:
-        driver.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
+def _sqlite_writer(url: str) -> SqliteWriter:
+    engine = _engine(url, 1, BUSY_SECONDS)
+    event.listen(engine, "connect", lambda connection, _record: connection.execute("PRAGMA busy_timeout = 0"))
+    return SqliteWriter(engine, BUSY_SECONDS)
 
 
 def _engine(url: str, connections: int, wait_seconds: float) -> Engine:

@@ -1,0 +1,173 @@
+"""Transactions that share a commit: what each of them was told is true."""
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+import pytest
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from shared import sqlite_writer
+from shared.database import Database
+from shared.sqlite_writer import SqliteWriter
+from tests.service import eventually
+
+
+class Crowd:
+    """Threads that want to write while another one is in the middle of writing."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        assert database._writer is not None
+        self.writer: SqliteWriter = database._writer
+        self._pool = ThreadPoolExecutor(40)
+        with database.write() as tx:
+            tx.execute(text("CREATE TABLE notes (n INTEGER PRIMARY KEY, data BLOB)"))
+
+    def watch(self, monkeypatch: pytest.MonkeyPatch, failing: bool = False) -> None:
+        """Count the commits, and let them fail if that is wanted."""
+        real, self.commits = sqlite_writer._run, 0
+
+        def run(connection: Connection, statement: str) -> None:
+            if statement == "COMMIT":
+                self.commits += 1
+                if failing:
+                    raise OperationalError(statement, None, sqlite3.OperationalError("disk I/O error"))
+            real(connection, statement)
+
+        monkeypatch.setattr(sqlite_writer, "_run", run)
+
+    def note(self, number: int) -> list[int]:
+        """Write it; then what everybody can read at that moment."""
+        with self.database.write() as tx:
+            tx.execute(text("INSERT INTO notes (n) VALUES (:n)"), {"n": number})
+        return self.notes()
+
+    def notes(self) -> list[int]:
+        with self.database.read() as connection:
+            return list(connection.scalars(text("SELECT n FROM notes ORDER BY n")))
+
+    def together(self, *writes: Callable[[], object]) -> list[Future[object]]:
+        """Each in a thread of its own: the first is in its transaction until the others wait behind it, in order."""
+        inside, go = threading.Event(), threading.Event()
+
+        def first() -> object:
+            with self.database.write() as tx:
+                inside.set()
+                assert go.wait(30)
+                tx.execute(text("INSERT INTO notes (n) VALUES (0)"))
+            return self.notes()
+
+        futures: list[Future[object]] = [self._pool.submit(first)]
+        assert inside.wait(30)
+        for count, write in enumerate(writes, start=1):
+            futures.append(self._pool.submit(write))
+            eventually("it waits", partial(self._wait_is, count))
+        go.set()
+        for future in futures:
+            future.exception(30)
+        return futures
+
+    def _wait_is(self, count: int) -> bool:
+        return self.writer._waiting == count
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        self.database.close()
+
+
+@pytest.fixture
+def crowd(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crowd]:
+    crowd = Crowd(Database(sqlite_url))
+    crowd.watch(monkeypatch)
+    yield crowd
+    crowd.close()
+
+
+def test_those_who_wait_share_a_commit_and_nobody_returns_before_it(crowd: Crowd) -> None:
+    futures = crowd.together(*(partial(crowd.note, n) for n in range(1, 21)))
+    assert crowd.commits == 1
+    assert [future.result() for future in futures] == [list(range(21))] * 21
+
+
+def test_one_alone_commits_at_once(crowd: Crowd) -> None:
+    assert crowd.note(1) == [1] and crowd.note(2) == [1, 2]
+    assert crowd.commits == 2
+
+
+def test_a_group_ends_when_it_is_large_so_that_other_processes_get_their_turn(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SqliteWriter, "AT_MOST", 4)
+    crowd.together(*(partial(crowd.note, n) for n in range(1, 11)))
+    assert crowd.commits == 3
+    assert crowd.notes() == list(range(11))
+
+
+def test_a_transaction_that_raises_takes_back_its_own_part_and_no_others(crowd: Crowd) -> None:
+    def half_done() -> None:
+        with crowd.database.write() as tx:
+            tx.execute(text("INSERT INTO notes (n) VALUES (99)"))
+            raise KeyError
+
+    def twice() -> None:
+        with crowd.database.write() as tx:
+            tx.execute(text("INSERT INTO notes (n) VALUES (98)"))
+            tx.execute(text("INSERT INTO notes (n) VALUES (0)"))
+
+    futures = crowd.together(lambda: crowd.note(1), half_done, twice, lambda: crowd.note(2), half_done)
+    assert [type(future.exception()) for future in futures] == [
+        type(None),
+        type(None),
+        KeyError,
+        IntegrityError,
+        type(None),
+        KeyError,
+    ]
+    assert crowd.notes() == [0, 1, 2]
+    assert crowd.commits == 1
+
+
+def test_a_first_transaction_that_raises_leaves_nothing_behind_for_the_next(crowd: Crowd) -> None:
+    def half_done() -> None:
+        with crowd.database.write() as tx:
+            tx.execute(text("INSERT INTO notes (n) VALUES (99)"))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        half_done()
+    assert crowd.note(1) == [1]
+
+
+def test_a_commit_that_fails_fails_for_everybody_in_it(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        crowd.watch(patch, failing=True)
+        futures = crowd.together(lambda: crowd.note(1), lambda: crowd.note(2))
+    assert [type(future.exception()) for future in futures] == [OperationalError] * 3
+    assert crowd.notes() == []
+    assert crowd.note(5) == [5]
+
+
+def test_when_sqlite_gives_up_on_the_whole_transaction_nobody_is_told_that_it_was_written(crowd: Crowd) -> None:
+    """A full disk may roll back what earlier statements did."""
+
+    def too_large() -> None:
+        with crowd.database.write() as tx:
+            tx.execute(text("PRAGMA max_page_count = 1"))  # SQLite makes it the present size
+            tx.execute(text("INSERT INTO notes (n, data) VALUES (9, zeroblob(10000000))"))
+
+    first, one, large, two = crowd.together(lambda: crowd.note(1), too_large, lambda: crowd.note(2))
+    assert isinstance(first.exception(), OperationalError) and isinstance(large.exception(), OperationalError)
+    # Who came before the large one is not ours to say; what each was told is true.
+    assert crowd.notes() == [number for number, future in ((1, one), (2, two)) if future.exception() is None]
+
+
+def test_a_thread_that_was_expected_and_gave_up_costs_the_others_a_moment_and_no_more(crowd: Crowd) -> None:
+    crowd.writer._waiting = 1
+    future = crowd._pool.submit(crowd.note, 1)
+    eventually("it waits for the commit", lambda: crowd.writer._open is not None and not crowd.writer._turn.locked())
+    crowd.writer._waiting = 0
+    assert future.result(30) == [1]
