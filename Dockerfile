@@ -12,7 +12,7 @@ RUN /opt/venv/bin/pip install --require-hashes -r requirements.lock
 FROM python:3.13-slim-bookworm
 # A number, so that an orchestrator can see that it is not root.
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin darkroom \
-    && install -d -m 0700 -o 10001 -g 10001 /var/lib/darkroom
+    && install -d -m 0700 -o 10001 -g 10001 /var/lib/darkroom /var/spool/darkroom
 COPY --from=packages /opt/venv /opt/venv
 WORKDIR /srv/darkroom
 COPY . .
@@ -21,6 +21,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     DARKROOM_DATA_DIR=/var/lib/darkroom \
+    DARKROOM_SPOOL=/var/spool/darkroom \
     BIND=0.0.0.0 \
     PORT=8000
 USER 10001:10001

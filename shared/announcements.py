@@ -13,6 +13,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from shared.courier import Courier
 from shared.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -34,54 +35,39 @@ def client(settings: Settings, timeout_seconds: float = 1.0) -> redis.Redis:
     )
 
 
-class Announcer:
+class Announcer(Courier):
     """Tells from a thread of its own that these jobs have moved."""
 
     #: What waits to be told while Redis is slow; beyond it the oldest is forgotten.
     BACKLOG = 10_000
 
     def __init__(self, redis: redis.Redis) -> None:
+        super().__init__("announcer")
         self._redis = redis
         self._moved: deque[str] = deque(maxlen=self.BACKLOG)
-        self._wake = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._closed = False
 
     def tell(self, job_ids: Iterable[str]) -> None:
         """Returns at once and never fails. Call it after the commit."""
         with self._wake:
             self._moved.extend(job_ids)
-            if self._thread is None:
-                # Not before: a thread does not survive the fork that made this process.
-                self._thread = threading.Thread(target=self._run, name="announcer", daemon=True)
-                self._thread.start()
-            self._wake.notify()
+            self._send()
 
-    def close(self) -> None:
-        """Tell what is left, if Redis takes it at once, and stop."""
+    def _waiting(self) -> bool:
+        return bool(self._moved)
+
+    def _run_errands(self) -> float:
         with self._wake:
-            self._closed = True
-            self._wake.notify()
-        if self._thread is not None:
-            self._thread.join(timeout=3)
-
-    def _run(self) -> None:
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._moved or self._closed)
-                moved = list(self._moved)
-                self._moved.clear()
-                if not moved:
-                    return
-            try:
-                with self._redis.pipeline(transaction=False) as pipe:
-                    for job_id in moved:
-                        pipe.publish(CHANNEL, job_id)
-                    pipe.execute()
-            except (redis.RedisError, OSError) as error:
-                log.warning("Redis could not be told of %d moves (%s)", len(moved), type(error).__name__)
-                with self._wake:
-                    self._wake.wait_for(lambda: self._closed, timeout=PAUSE_SECONDS)
+            moved = list(self._moved)
+            self._moved.clear()
+        try:
+            with self._redis.pipeline(transaction=False) as pipe:
+                for job_id in moved:
+                    pipe.publish(CHANNEL, job_id)
+                pipe.execute()
+        except (redis.RedisError, OSError) as error:
+            log.warning("Redis could not be told of %d moves (%s)", len(moved), type(error).__name__)
+            return PAUSE_SECONDS
+        return 0
 
 
 class Listener:

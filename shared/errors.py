@@ -17,4 +17,4 @@ class JobErrorCode(StrEnum):
     worker_crashed = "worker_crashed"  # MAX_CRASHES workers died while they worked at it
     gave_up = "gave_up"  # tried, and then waited in the queue longer than MAX_WAIT_SECONDS
     expired = "expired"  # never tried: its deadline_seconds, or MAX_WAIT_SECONDS, passed first
-    internal_error = "internal_error"  # a fault of ours
+    internal_error = "internal_error"  # a fault of ours, again and again until MAX_ATTEMPTS was reached

@@ -46,6 +46,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     data_dir: Path = Path("data")
+    #: Where a worker keeps received pictures until they are stored. It must outlive the worker, on one machine.
+    spool: Path = Field(default_factory=lambda given: given.get("data_dir", Path()) / "spool", validate_default=True)
     database_url: str = ""  # empty: SQLite in data_dir
     redis_url: str = "redis://127.0.0.1:6379/0"
     api_key: str | None = Field(None, repr=False)
@@ -62,6 +64,13 @@ class Settings(BaseModel):
     sandbox: bool = False
     dataoorts_api_key: str | None = Field(None, repr=False)
     dataoorts_url: str = "https://cloud.dataoorts.com/api/v1"
+
+    @field_validator("spool")
+    @classmethod
+    def _spool_is_a_path(cls, value: Path) -> Path:
+        if not str(value).strip() or not str(value).isprintable():
+            raise ValueError("must be the path of a folder")
+        return value.absolute()
 
     @field_validator("secret_key")
     @classmethod

@@ -5,12 +5,13 @@ or be away at any moment. So ringing never waits for Redis in a request, and nev
 """
 
 import logging
-import threading
+from collections import Counter
 from typing import Any
 
 from celery import Celery
 from kombu import Queue
 
+from shared.courier import Courier
 from shared.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -18,9 +19,10 @@ log = logging.getLogger(__name__)
 #: The name of the one task: claim and work until no job is left.
 TASK = "darkroom.generate"
 
-#: More tickets than this wait in no queue: about twice the slots of one worker (`-c 200`). Each keeps a slot busy
-#: until the queue is empty, so more would only be found stale.
-ENOUGH = 400
+#: More tickets than this wait in no queue. A ticket starts one slot, which works until no job is left and rings while
+#: it finds more than its own: so a handful starts them all within a few milliseconds, and a flood of tickets, each of
+#: which costs a worker more than a claim, never builds up.
+ENOUGH = 16
 
 
 def queue_of(backend: str) -> str:
@@ -70,7 +72,7 @@ def broker(settings: Settings) -> Celery:
     return app
 
 
-def put(app: Celery, backend: str, *, at_most: int, up_to: int) -> int:
+def put(app: Celery, backend: str, *, at_most: int, up_to: int = ENOUGH) -> int:
     """Put tickets into the backend's queue: `at_most` so many, and no more once it holds `up_to`.
 
     Returns how many found no room. Raises what kombu and redis-py raise while Redis is away.
@@ -84,60 +86,37 @@ def put(app: Celery, backend: str, *, at_most: int, up_to: int) -> int:
         return at_most - missing
 
 
-class Bell:
+class Bell(Courier):
     """Rings from a thread of its own, so that nobody waits for Redis. Many rings at once become one trip.
 
-    What cannot be rung is left to the sweep, which tops the queues up every second.
+    What cannot be rung is left to the sweep, which rings every second for as long as jobs wait.
     """
 
     #: After a failure Redis is left alone for this long. The sweep rings meanwhile, and finds out when it is back.
     PAUSE_SECONDS = 1.0
-    #: After a queue was found full.
+    #: After a queue was found to hold enough, so there is no hurry: looking each time would cost as much as ringing.
     FULL_PAUSE_SECONDS = 0.1
 
     def __init__(self, app: Celery) -> None:
+        super().__init__("bell")
         self._app = app
-        self._asked: dict[str, tuple[int, int]] = {}  # backend -> (at_most, up_to) of the next trip
-        self._wake = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._closed = False
+        self._asked: Counter[str] = Counter()
 
-    def ring(self, backend: str, jobs: int = 1, *, up_to: int = ENOUGH) -> None:
+    def ring(self, backend: str, jobs: int = 1) -> None:
         """There are this many more jobs for this backend. Call it after the commit. Returns at once and never fails."""
         with self._wake:
-            before, limit = self._asked.get(backend, (0, 0))
-            self._asked[backend] = (before + jobs, max(limit, up_to))
-            if self._thread is None:
-                # Not before: a thread does not survive the fork that made this process.
-                self._thread = threading.Thread(target=self._run, name="bell", daemon=True)
-                self._thread.start()
-            self._wake.notify()
+            self._asked[backend] += jobs
+            self._send()
 
-    def close(self) -> None:
+    def _waiting(self) -> bool:
+        return bool(self._asked)
+
+    def _run_errands(self) -> float:
         with self._wake:
-            self._closed = True
-            self._wake.notify()
-        if self._thread is not None:
-            self._thread.join(timeout=3)
-
-    def _run(self) -> None:
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._asked or self._closed)
-                if self._closed:
-                    return
-                asked, self._asked = self._asked, {}
-            try:
-                refused = [
-                    put(self._app, backend, at_most=at_most, up_to=up_to) for backend, (at_most, up_to) in asked.items()
-                ]
-                if any(refused):
-                    # It holds enough, so there is no hurry: looking at every submission would cost as much as ringing.
-                    self._pause(self.FULL_PAUSE_SECONDS)
-            except Exception as error:  # noqa: BLE001  kombu, redis-py and sockets raise many kinds
-                log.warning("Redis could not be rung (%s); the sweep will", type(error).__name__)
-                self._pause(self.PAUSE_SECONDS)
-
-    def _pause(self, seconds: float) -> None:
-        with self._wake:
-            self._wake.wait_for(lambda: self._closed, timeout=seconds)
+            asked, self._asked = self._asked, Counter()
+        try:
+            refused = [put(self._app, backend, at_most=jobs) for backend, jobs in asked.items()]
+        except Exception as error:  # noqa: BLE001  kombu, redis-py and sockets raise many kinds
+            log.warning("Redis could not be rung (%s); the sweep will", type(error).__name__)
+            return self.PAUSE_SECONDS
+        return self.FULL_PAUSE_SECONDS if any(refused) else 0

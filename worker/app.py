@@ -12,7 +12,9 @@ import socket
 import sys
 import threading
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
 
 from celery import Celery, signals
 from sqlalchemy import Connection
@@ -25,15 +27,18 @@ from shared.settings import Settings
 from worker import presence, tasks
 from worker.backends.base import Backend
 from worker.backends.dataoorts import Dataoorts
+from worker.closing import Closing
 from worker.generation import Generation
 from worker.leases import Leases
+from worker.recovery import Recovery
+from worker.spool import Spool
 
 log = logging.getLogger(__name__)
 
 app = Celery("darkroom")
 
 
-def _refuse(why: object) -> None:
+def _refuse(why: object) -> NoReturn:
     sys.exit(f"darkroom worker can't start:\n{why}")
 
 
@@ -55,9 +60,17 @@ class Worker:
         self.database = Database(wanted.database_url, connections=10, wait_seconds=30)
         self.announcer = Announcer(client(wanted))
         self.database.after_commit = self.announcer.tell
+        self.bell = tickets.Bell(tickets.broker(wanted))
         images = open_image_store(wanted.image_store, self.database)
         self.leases = Leases(self.database, wanted.lease_seconds, self._present)
         self.backends = [_backend(name, wanted, slots) for name in wanted.backends if tickets.queue_of(name) in queues]
+        self.spools = {backend.name: _spool(wanted.spool / backend.name) for backend in self.backends}
+        self.recoveries = {
+            backend.name: Recovery(
+                self.database, Closing(self.database, images), backend, self.spools[backend.name], self.stopping
+            )
+            for backend in self.backends
+        }
         self.generations = {
             backend.name: Generation(
                 database=self.database,
@@ -70,6 +83,9 @@ class Worker:
                 max_crashes=wanted.max_crashes,
                 lease_seconds=wanted.lease_seconds,
                 stopping=self.stopping,
+                spool=self.spools[backend.name],
+                may_claim=self.recoveries[backend.name].done.is_set,
+                more=partial(self.bell.ring, backend.name),
             )
             for backend in self.backends
         }
@@ -78,18 +94,26 @@ class Worker:
         for backend in self.backends:
             backend.load()
         self.leases.start()
+        for recovery in self.recoveries.values():
+            recovery.start()
 
     def _present(self, tx: Connection) -> None:
         for generation in self.generations.values():
             presence.show(tx, self.name, generation.backend_name, self.slots, generation.mean_seconds)
 
     def close(self) -> None:
+        self.stopping.set()
+        for recovery in self.recoveries.values():
+            recovery.close()
+        for spool in self.spools.values():
+            spool.close()
         for backend in self.backends:
             backend.close()
         self.leases.close()
         with suppress(*AWAY), self.database.write() as tx:
             presence.leave(tx, self.name)
         self.announcer.close()
+        self.bell.close()
         self.database.close()
 
 
@@ -100,6 +124,13 @@ def _backend(name: str, wanted: Settings, slots: int) -> Backend:
             "and docker-compose.yml says how."
         )
     return Dataoorts(wanted.dataoorts_url, str(wanted.dataoorts_api_key), slots=slots)
+
+
+def _spool(folder: Path) -> Spool:
+    try:
+        return Spool(folder)
+    except OSError as error:
+        _refuse(f"DARKROOM_SPOOL: received pictures can't be written to {folder} ({error})")
 
 
 def _prices(wanted: Settings) -> dict[str, int]:

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from itertools import zip_longest
 
 from shared import jobs
@@ -25,7 +26,11 @@ class Claims:
     #: Jobs that one transaction takes: it holds SQLite's one writer for as long.
     AT_MOST = 32
 
-    def __init__(self, database: Database, backend: str, terms: Terms) -> None:
+    def __init__(
+        self, database: Database, backend: str, terms: Terms, more: Callable[[int], None] = lambda jobs: None
+    ) -> None:
+        """`more`: called after a claim that left nobody without a job, with how many it took: there may be more."""
+        self._more = more
         self._database = database
         self._backend = backend
         self._terms = terms
@@ -51,3 +56,5 @@ class Claims:
         finally:
             for place, claim in zip_longest(places, claims):
                 place.claim, place.served = claim, True
+        if len(claims) == len(places):
+            self._more(len(claims))

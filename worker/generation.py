@@ -1,4 +1,4 @@
-"""One attempt at one job, top to bottom: claim, generate, put the picture, close the row."""
+"""One attempt at one job, top to bottom: claim, generate, spool, judge, put the picture, close the row."""
 
 import logging
 import random
@@ -6,25 +6,38 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TypeVar
+
+from sqlalchemy import Connection
 
 from shared import jobs
 from shared.database import AWAY, Database
-from shared.image_store import Image, ImageStore
+from shared.image_store import ImageStore
 from shared.jobs import Claim, JobError, Terms
-from shared.tables import Billed, Outcome, Status
+from shared.tables import Billed, Outcome
 from worker import retry
-from worker.backends.base import Backend, Failure, Kind, Picture, Request
+from worker.backends.base import Backend, Failure, Kind, Picture, Request, Unjudged
 from worker.claims import Claims
+from worker.closing import Closing
 from worker.leases import Leases
+from worker.spool import Entry, Spool
 
 log = logging.getLogger(__name__)
+
+
+_Done = TypeVar("_Done")
+
+
+class _LeftOnTheSpool(Exception):
+    """The process stops before it could be done. The picture is safe on the disk: the next worker offers it."""
 
 
 class Generation:
     """Works at the jobs of one backend. Hundreds of threads call `work()` at once."""
 
-    #: Between two tries to store what came back while the database is away. A picture that was received is paid for:
-    #: it is never thrown away, and the slot waits with it.
+    #: Between two tries to judge or store what came back while nobody can. A picture that was received is paid for: it
+    #: is never thrown away, and the slot waits with it.
     AWAY_PAUSE_SECONDS = 1.0
 
     def __init__(
@@ -40,21 +53,30 @@ class Generation:
         max_crashes: int,
         lease_seconds: float,
         stopping: threading.Event,
+        spool: Spool | None = None,
+        may_claim: Callable[[], bool] = lambda: True,
+        more: Callable[[int], None] = lambda jobs: None,
     ) -> None:
-        """`prices`: millionths of a dollar an image, by model. `stopping`: set once the process was asked to stop."""
+        """`prices`: millionths of a dollar an image, by model. `stopping`: set once the process was asked to stop.
+
+        `spool`: where pictures are safe as soon as they are received; None: nowhere. `may_claim`: asked before a claim.
+        `more`: called with how many jobs were claimed when there may be more.
+        """
         self._database = database
-        self._images = images
+        self._closing = Closing(database, images)
         self._backend = backend
         self._leases = leases
         terms = Terms(worker, lease_seconds, backend.attempt_seconds, prices, max_crashes)
-        self._claims = Claims(database, backend.name, terms)
+        self._claims = Claims(database, backend.name, terms, more)
         self._max_attempts = max_attempts
         self._stopping = stopping
+        self._keep = spool.keep if spool is not None else Entry
+        self._may_claim = may_claim
         self._seconds: deque[float] = deque(maxlen=50)
 
     def work(self) -> None:
         """Claim and work until no job is left, or until asked to stop."""
-        while not self._stopping.is_set() and (claim := self._claims.next()):
+        while not self._stopping.is_set() and self._may_claim() and (claim := self._claims.next()):
             self.run_attempt(claim)
 
     @property
@@ -69,56 +91,50 @@ class Generation:
 
     def run_attempt(self, claim: Claim) -> None:
         """From a claim to its end, whatever that is."""
-        with self._leases.holding(claim):
+        with self._leases.holding(claim), suppress(_LeftOnTheSpool):
             if self._stopping.is_set():
-                self._until_stored(lambda: self._release(claim))
+                self._until_done(lambda: self._release(claim))
                 return
-            outcome = self._generate(claim)
+            outcome, entry = self._generate(claim)
+            if isinstance(outcome, Unjudged) and entry is not None:
+                outcome = self._until_done(lambda: self._judge(claim, entry.data), entry)
             if isinstance(outcome, Picture):
-                self._keep(claim, outcome)
+                picture = outcome
+                self._until_done(lambda: self._closing.with_picture(claim.job_id, claim.attempt, picture, claim), entry)
             else:
-                self._until_stored(lambda: self._give_back(claim, outcome))
+                failure = outcome
+                self._until_done(lambda: self._give_back(claim, failure), entry)
+            if entry is not None:
+                entry.remove()  # after the commit that made it unnecessary
 
-    def _generate(self, claim: Claim) -> Picture | Failure:
+    def _generate(self, claim: Claim) -> tuple[Picture | Failure, Entry | None]:
+        """What the backend says, and what it received, which may be more: a picture that could not be judged."""
+        kept: list[Entry] = []
+
+        def received(data: bytes) -> None:
+            kept.append(self._keep(claim.job_id, claim.attempt, data))
+
         started = time.monotonic()
         try:
-            request = Request(claim.job_id, claim.model, claim.input)
+            request = Request(claim.job_id, claim.model, claim.input, received)
             outcome = self._backend.generate(
                 [request], progress=lambda *_: None, canceled=lambda _index: self._leases.lost(claim)
             )[0]
             self._seconds.append(time.monotonic() - started)
-            return outcome
         except Exception:
             # A fault of ours must not cost the job its life, nor the thread its. Whether it was paid, nobody knows.
             log.exception("%s: attempt %d broke off", claim.job_id, claim.attempt)
-            return Failure(Kind.transient, Billed.unknown, "The worker failed; the fault is ours.")
+            outcome = Failure(Kind.internal, Billed.unknown, "The worker failed; the fault is ours.")
+        return outcome, kept[0] if kept else None
 
-    def _keep(self, claim: Claim, picture: Picture) -> None:
-        image = Image(
-            job_id=claim.job_id,
-            attempt=claim.attempt,
-            content_type=picture.content_type,
-            width=picture.width,
-            height=picture.height,
-            bytes=len(picture.data),
-            sha256=picture.sha256,
-            warnings=[{"code": warning.code, "message": warning.message} for warning in picture.warnings],
-        )
-        self._until_stored(lambda: self._images.put(image, picture.data))
-        self._until_stored(lambda: self._point_at(claim, image))
-
-    def _point_at(self, claim: Claim, image: Image) -> None:
-        with self._database.write() as tx:
-            # Not ours any more? It was paid for all the same: it ends the job unless another picture has.
-            if not jobs.succeed(tx, claim, image):
-                jobs.adopt(tx, image)
-            # Asked, not remembered: this may be the second try at a commit whose answer was lost.
-            status, pointed_at = jobs.end_of(tx, claim.job_id)
-            kept = pointed_at == claim.attempt
-            outcome = Outcome.canceled if status == Status.canceled else Outcome.succeeded
-            jobs.close_attempt(tx, claim.job_id, claim.attempt, outcome, Billed.yes)
-        if not kept:
-            self._images.remove(claim.job_id, claim.attempt)
+    def _judge(self, claim: Claim, data: bytes) -> Picture | Failure:
+        """Of a picture that `generate` could not judge. Raises Unjudged if that still can't be."""
+        try:
+            return self._backend.judge(Request(claim.job_id, claim.model, claim.input), data)
+        except Unjudged:
+            raise
+        except Failure as failure:
+            return failure
 
     def _give_back(self, claim: Claim, failure: Failure) -> None:
         decision = retry.decide(
@@ -129,7 +145,8 @@ class Generation:
             retry_after=failure.retry_after,
             jitter=random.random(),
         )
-        with self._database.write() as tx:
+
+        def move(tx: Connection) -> None:
             if isinstance(decision, retry.Retry):
                 jobs.requeue(
                     tx,
@@ -141,22 +158,29 @@ class Generation:
             else:
                 error = JobError(decision.code, failure.message, decision.retryable, failure.billed)
                 jobs.fail(tx, claim, error)
-            said = {"code": str(failure.kind), "message": failure.message}
-            jobs.close_attempt(tx, claim.job_id, claim.attempt, Outcome.failed, failure.billed, said)
+
+        self._closing.with_failure(claim.job_id, claim.attempt, failure, move)
 
     def _release(self, claim: Claim) -> None:
         with self._database.write() as tx:
             jobs.release(tx, claim, reason="worker_stopping")
             jobs.close_attempt(tx, claim.job_id, claim.attempt, Outcome.canceled, Billed.no)
 
-    def _until_stored(self, store: Callable[[], None]) -> None:
-        """Do it, and again for as long as the database is away. Each `store` may run twice."""
+    def _until_done(self, step: Callable[[], _Done], entry: Entry | None = None) -> _Done:
+        """Do it, and again for as long as the database is away, or whoever judges pictures. A step may run twice.
+
+        Raises _LeftOnTheSpool if the process is to stop meanwhile and the picture, `entry`, is on the disk.
+        """
         told = False
         while True:
             try:
-                return store()
-            except AWAY as error:
+                return step()
+            except (*AWAY, Unjudged) as error:
                 if not told:
-                    log.warning("the database is away (%s): holding what came back until it is there", error)
+                    log.warning("holding what came back until it can be judged and stored (%s)", error)
                     told = True
+            if entry is None or entry.path is None:
                 threading.Event().wait(self.AWAY_PAUSE_SECONDS)
+            elif self._stopping.wait(self.AWAY_PAUSE_SECONDS):
+                log.warning("%s: stopping; its picture waits on the spool for the next worker", entry.job_id)
+                raise _LeftOnTheSpool

@@ -7,6 +7,7 @@
 | bad_output | yes | full jitter: 0 to 2, 4, 8 … at most 60 s | `bad_output` at max_attempts |
 | transient | yes | the same | `backend_unavailable` at max_attempts |
 | out_of_memory | yes | the same | `out_of_memory` at max_attempts |
+| internal | yes | the same | `internal_error` at max_attempts |
 | rate_limited | no | half to all of 2, 4, 8 … at most 60 s, or what Retry-After says | the job's time in the queue |
 | not_accepted | no | the same | the job's time in the queue |
 | quota_exhausted | no | a minute: an operator must mend it | the job's time in the queue |
@@ -56,6 +57,7 @@ COUNTED = {
     Kind.bad_output: Fail(JobErrorCode.bad_output, retryable=True),
     Kind.transient: Fail(JobErrorCode.backend_unavailable, retryable=True),
     Kind.out_of_memory: Fail(JobErrorCode.out_of_memory, retryable=True),
+    Kind.internal: Fail(JobErrorCode.internal_error, retryable=True),
 }
 WAITS_FOR_AN_OPERATOR = frozenset({Kind.quota_exhausted, Kind.auth_failed})
 

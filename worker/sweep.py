@@ -190,13 +190,13 @@ class Sweep:
         return False
 
     def ring(self) -> bool:
-        """As many tickets as there are jobs to claim, up to enough: a lost one, or an emptied Redis, is made up for."""
+        """Some tickets for the jobs that can be claimed: a lost one, or an emptied Redis, is made up for."""
         for backend in self._backends:
             some = select(table.c.id).where(table.c.backend == backend, CLAIMABLE).limit(tickets.ENOUGH).subquery()
             with self._database.read() as connection:
                 waiting = connection.scalar(select(func.count()).select_from(some)) or 0
             if waiting:
-                self._bell.ring(backend, waiting, up_to=waiting)
+                self._bell.ring(backend, waiting)
         return False
 
 

@@ -47,8 +47,8 @@ def test_every_variable_is_a_setting(name: str) -> None:
 
 
 def test_every_setting_can_be_given() -> None:
-    """All but the data folder, whose place in the container is the image's to say."""
-    assert set(SERVICES["api"]["environment"]) == KNOWN - {"DARKROOM_DATA_DIR"}
+    """All but the folders, whose places in the container are the image's to say."""
+    assert set(SERVICES["api"]["environment"]) == KNOWN - {"DARKROOM_DATA_DIR", "DARKROOM_SPOOL"}
 
 
 def test_every_variable_that_is_asked_for_is_a_setting_or_the_files_own() -> None:
@@ -137,6 +137,16 @@ def test_stores_have_volumes_and_no_way_out() -> None:
     for name in ("redis", "postgres"):
         assert SERVICES[name]["networks"] == ["inside"] and "ports" not in SERVICES[name]
         assert SERVICES[name]["volumes"][0].split(":")[0] in COMPOSE["volumes"]
+
+
+def test_the_spool_is_a_volume_of_its_own_that_the_worker_may_write() -> None:
+    [place] = re.findall(r"^\s*DARKROOM_SPOOL=(\S+)", DOCKERFILE, re.MULTILINE)
+    volumes = dict(volume.split(":")[::-1] for volume in SERVICES["worker-dataoorts"]["volumes"])
+    assert volumes[place] in COMPOSE["volumes"] and list(volumes.values()).count(volumes[place]) == 1
+    assert not any(place in str(service.get("volumes")) for name, service in OURS.items() if name != "worker-dataoorts")
+    # A new volume takes its owner from the image's folder; without one it is root's.
+    [made] = re.findall(r"install -d -m 0700 -o 10001 -g 10001 (.*)$", DOCKERFILE, re.MULTILINE)
+    assert place in made.split() and "\nUSER 10001:10001\n" in DOCKERFILE
 
 
 def test_processes_start_when_the_database_is_migrated() -> None:

@@ -52,7 +52,7 @@ def test_sqlite_is_durable_shared_and_shrinkable(sqlite_url: str) -> None:
     with database.read() as connection:
         pragmas = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
-            for name in ("journal_mode", "synchronous", "auto_vacuum", "foreign_keys", "busy_timeout")
+            for name in ("journal_mode", "synchronous", "auto_vacuum", "foreign_keys", "busy_timeout", "page_size")
         }
     assert pragmas == {
         "journal_mode": "wal",
@@ -60,6 +60,7 @@ def test_sqlite_is_durable_shared_and_shrinkable(sqlite_url: str) -> None:
         "auto_vacuum": 2,  # INCREMENTAL
         "foreign_keys": 1,
         "busy_timeout": 8000,
+        "page_size": 16384,
     }
     database.close()
 

@@ -1,5 +1,7 @@
 """Settings: what is refused, and that the refusal names the setting."""
 
+from pathlib import Path
+
 import pytest
 
 from shared import settings
@@ -40,6 +42,8 @@ def test_a_service_without_a_secret_key_refuses_to_start() -> None:
         ("DARKROOM_REDIS_URL", "127.0.0.1:6379", "redis://"),
         ("DARKROOM_PUBLIC_URL", "darkroom.example", "http"),
         ("DARKROOM_SANDBOX", "perhaps", "boolean"),
+        ("DARKROOM_SPOOL", "  ", "path of a folder"),
+        ("DARKROOM_SPOOL", "/var/spool\n", "path of a folder"),
         ("DATAOORTS_URL", "ftp://example.org", "http"),
         ("DATAOORTS_URL", "http://example.org/api/v1", "plain http"),
     ],
@@ -73,6 +77,13 @@ def test_an_empty_variable_counts_as_not_set() -> None:
 def test_without_a_database_url_it_is_sqlite_in_the_data_folder() -> None:
     wanted = settings.load({**GOOD, "DARKROOM_DATA_DIR": "/srv/darkroom"})
     assert wanted.database_url == "sqlite:////srv/darkroom/darkroom.db"
+
+
+def test_the_spool_is_in_the_data_folder_unless_it_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert settings.load({**GOOD, "DARKROOM_DATA_DIR": "/srv/darkroom"}).spool == Path("/srv/darkroom/spool")
+    assert settings.load(GOOD).spool == tmp_path / "data" / "spool"
+    assert settings.load({**GOOD, "DARKROOM_SPOOL": "here"}).spool == tmp_path / "here"
 
 
 def test_a_redis_socket_is_spelt_as_celery_spells_it() -> None:

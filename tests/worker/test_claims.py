@@ -53,3 +53,11 @@ def test_nobody_gets_a_job_while_the_database_is_away_and_nobody_hangs(
         patch.setattr(jobs, "claim", away)
         assert [future.result() for future in [pool.submit(claims.next) for _ in range(10)]] == [None] * 10
     assert claims.next() is not None
+
+
+def test_whoever_finds_more_jobs_than_its_own_says_so_and_whoever_finds_none_is_silent(database: Database) -> None:
+    said: list[int] = []
+    claims = Claims(database, "dataoorts", TERMS, said.append)
+    submit(database), submit(database)
+    assert claims.next() and claims.next() and said == [1, 1]
+    assert claims.next() is None and said == [1, 1]

@@ -1,5 +1,6 @@
 """The hosted backend against a vendor on loopback that says, byte for byte, what each test wrote down."""
 
+import base64
 import gzip
 import hashlib
 import json
@@ -10,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,11 @@ from tests.servers import free_port
 from tests.worker.pictures import jpeg_of_size, whole
 from tests.worker.stub_vendor import Script, StubVendor, answer, saying, saying_and_closing
 from worker.backends import deadline
-from worker.backends.base import Backend, Billed, Failure, Kind, Picture, Request
+from worker.backends.base import Backend, Billed, Failure, Kind, Picture, Request, Unjudged
 from worker.backends.dataoorts import LONGEST_ANSWER, Dataoorts
 from worker.backends.deadline import Watchdog, WatchedSession
 from worker.inspector import Inspector, InspectorAway
+from worker.picture import Facts
 
 KEY = "dk-canary/4+f9Q=&x7Z1mP0aB"
 PNG = whole("PNG", 512, 512)
@@ -573,19 +576,75 @@ def test_a_fault_of_ours_is_an_outcome_too_and_its_log_does_not_show_the_key(
 
     monkeypatch.setattr("worker.backends.dataoorts.judge_answer", broken)
     with StubVendor(saying(answer(200, PNG))) as vendor:
-        assert failure(ask(connect(vendor.url))) == (Kind.transient, Billed.unknown)
+        assert failure(ask(connect(vendor.url))) == (Kind.internal, Billed.unknown)
     assert "a bug with [key]" in caplog.text and KEY not in caplog.text
 
 
-def test_a_picture_that_nobody_can_judge_is_paid_and_tried_again(
+def as_json(data: bytes) -> bytes:
+    return json.dumps({"result": {"image": base64.b64encode(data).decode()}, "success": True}).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "received"), [(PNG, PNG), (as_json(PNG), PNG), (PNG[:-9], PNG[:-9])], ids=["raw", "JSON", "cut short"]
+)
+def test_what_was_received_is_handed_over_before_it_is_judged(
+    connect: Connect, inspector: Inspector, monkeypatch: pytest.MonkeyPatch, body: bytes, received: bytes
+) -> None:
+    order: list[tuple[str, bytes]] = []
+    inspect = inspector.inspect
+
+    def judge(data: bytes) -> Facts:
+        order.append(("judged", data))
+        return inspect(data)
+
+    monkeypatch.setattr(inspector, "inspect", judge)
+    request = replace(REQUEST, received=lambda data: order.append(("received", data)))
+    with StubVendor(saying(answer(200, body))) as vendor:
+        ask(connect(vendor.url), request)
+    assert order == [("received", received), ("judged", received)]
+
+
+@pytest.mark.parametrize(
+    "said", [answer(503, b"busy"), answer(200, b"<html>"), answer(200, b'{"result": {"image": "%%%"}}')]
+)
+def test_what_is_no_picture_is_not_handed_over(connect: Connect, said: bytes) -> None:
+    received: list[bytes] = []
+    with StubVendor(saying(said)) as vendor:
+        failure(ask(connect(vendor.url), replace(REQUEST, received=received.append)))
+    assert received == []
+
+
+def test_a_picture_that_nobody_can_judge_now_is_paid_and_can_be_judged_later(
     connect: Connect, inspector: Inspector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(_: bytes) -> Any:
         raise InspectorAway("no process")
 
-    monkeypatch.setattr(inspector, "inspect", away)
+    received: list[bytes] = []
+    small = replace(REQUEST, input={"width": 256, "height": 256}, received=received.append)
     with StubVendor(saying(answer(200, PNG))) as vendor:
-        assert failure(ask(connect(vendor.url))) == (Kind.transient, Billed.yes)
+        backend = connect(vendor.url)
+        with monkeypatch.context() as broken:
+            broken.setattr(inspector, "inspect", away)
+            outcome = ask(backend, small)
+            assert isinstance(outcome, Unjudged)
+            assert failure(outcome) == (Kind.transient, Billed.yes)
+            with pytest.raises(Unjudged):
+                backend.judge(small, received[0])
+        judged = backend.judge(small, received[0])
+    assert (judged.data, judged.content_type, judged.width) == (PNG, "image/png", 512)
+    assert judged.sha256 == hashlib.sha256(PNG).hexdigest()
+    assert [warning.code for warning in judged.warnings] == ["size_differs"]
+    assert len(vendor.requests) == 1
+
+
+def test_a_picture_of_a_model_that_is_gone_is_judged_all_the_same(connect: Connect) -> None:
+    backend = connect("http://127.0.0.1:1/")
+    assert backend.judge(Request("job_1", "of yesterday", {}), PNG).warnings == ()
+    with pytest.raises(Failure, match="unfit") as caught:
+        backend.judge(Request("job_1", "of yesterday", {}), PNG[:-9])
+    assert not isinstance(caught.value, Unjudged)
+    assert failure(caught.value) == (Kind.bad_output, Billed.yes)
 
 
 def test_one_picture_a_call(connect: Connect) -> None:

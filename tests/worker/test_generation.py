@@ -1,13 +1,14 @@
 """One attempt, top to bottom, on both databases, with a backend whose answers the test decides."""
 
-import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select, update
+from sqlalchemy.exc import OperationalError
 
 from shared import jobs
 from shared.database import Database, now
@@ -15,46 +16,14 @@ from shared.image_store import DatabaseImageStore
 from shared.tables import Outcome, Status, attempts
 from shared.tables import jobs as table
 from tests.lives import PRICES, an_image, claim_one, job_row, submit
-from worker.backends.base import (
-    Billed,
-    Canceled,
-    Capabilities,
-    Failure,
-    Kind,
-    Picture,
-    PictureWarning,
-    Progress,
-    Request,
-)
+from tests.worker.scripted import DATA, PICTURE, ScriptedBackend
+from worker.backends.base import Billed, Failure, Kind, Picture, PictureWarning, Request, Unjudged
 from worker.generation import Generation
 from worker.leases import Leases
+from worker.spool import Entry, Spool
 
-DATA = b"a picture's bytes"
-PICTURE = Picture(DATA, "image/png", 512, 512, hashlib.sha256(DATA).hexdigest())
-
-
-class ScriptedBackend:
-    """A backend that answers what the test says, in turn; the last answer stays."""
-
-    name = "dataoorts"
-    attempt_seconds = 60.0
-    capabilities = Capabilities(256, 2048, 8, 20, True, False, False, False, 1)
-
-    def __init__(self, *answers: Picture | Failure | Callable[[], Picture | Failure]) -> None:
-        self.answers = list(answers)
-        self.seen: list[Request] = []
-
-    def load(self) -> None: ...
-
-    def health(self) -> str | None:
-        return None
-
-    def generate(self, requests: Sequence[Request], progress: Progress, canceled: Canceled) -> list[Picture | Failure]:
-        self.seen += requests
-        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        return [answer() if callable(answer) else answer]
-
-    def close(self) -> None: ...
+AWAY = OperationalError("INSERT", {}, Exception("server closed the connection"))
+UNJUDGED = Unjudged(Kind.transient, Billed.yes, "no process to judge pictures could be started")
 
 
 class Bench:
@@ -66,7 +35,7 @@ class Bench:
         self.leases = Leases(database, 20)
         self.stopping = threading.Event()
 
-    def generation(self, backend: ScriptedBackend) -> Generation:
+    def generation(self, backend: ScriptedBackend, spool: Spool | None = None, **options: Any) -> Generation:
         generation = Generation(
             database=self.database,
             images=self.images,
@@ -78,6 +47,8 @@ class Bench:
             max_crashes=3,
             lease_seconds=20,
             stopping=self.stopping,
+            spool=spool,
+            **options,
         )
         generation.AWAY_PAUSE_SECONDS = 0.01
         return generation
@@ -275,20 +246,18 @@ def test_a_canceled_calls_failure_changes_nothing_but_its_attempt(bench: Bench) 
 def test_a_commit_whose_answer_was_lost_is_not_undone_by_the_second_try(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sqlalchemy.exc import OperationalError
-
     job = submit(bench.database)
     generation = bench.generation(ScriptedBackend(PICTURE))
-    point_at, calls = generation._point_at, 0
+    store, calls = generation._closing.with_picture, 0
 
     def lose_the_answer(*args: Any) -> None:
         nonlocal calls
         calls += 1
-        point_at(*args)
+        store(*args)
         if calls == 1:
-            raise OperationalError("COMMIT", {}, Exception("connection lost"))
+            raise AWAY
 
-    monkeypatch.setattr(generation, "_point_at", lose_the_answer)
+    monkeypatch.setattr(generation._closing, "with_picture", lose_the_answer)
     generation.work()
     assert calls == 2
     assert job_row(bench.database, job.id).status == Status.succeeded
@@ -296,8 +265,6 @@ def test_a_commit_whose_answer_was_lost_is_not_undone_by_the_second_try(
 
 
 def test_a_picture_is_kept_while_the_database_is_away(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sqlalchemy.exc import OperationalError
-
     job = submit(bench.database)
     backend = ScriptedBackend(PICTURE)
     generation = bench.generation(backend)
@@ -307,7 +274,7 @@ def test_a_picture_is_kept_while_the_database_is_away(bench: Bench, monkeypatch:
         nonlocal failures
         if failures:
             failures -= 1
-            raise OperationalError("INSERT", {}, Exception("server closed the connection"))
+            raise AWAY
         put(*args)
 
     monkeypatch.setattr(bench.images, "put", away)
@@ -315,3 +282,156 @@ def test_a_picture_is_kept_while_the_database_is_away(bench: Bench, monkeypatch:
     assert failures == 0
     assert job_row(bench.database, job.id).status == Status.succeeded
     assert len(backend.seen) == 1, "paid once"
+
+
+# The spool.
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    spool = Spool(tmp_path / "spool")
+    yield spool
+    spool.close()
+
+
+def spooled(tmp_path: Path) -> list[bytes]:
+    return [path.read_bytes() for path in (tmp_path / "spool").rglob("*.picture")]
+
+
+def test_a_picture_is_on_the_disk_from_its_arrival_until_its_job_has_it(
+    bench: Bench, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit(bench.database)
+    there: list[list[bytes]] = []
+
+    def judging() -> Picture:
+        backend.receive()
+        there.append(spooled(tmp_path))
+        return PICTURE
+
+    put = bench.images.put
+
+    def putting(*args: Any) -> None:
+        there.append(spooled(tmp_path))
+        put(*args)
+
+    def committed(moved: list[str]) -> None:
+        if job_row(bench.database, job.id).status == Status.succeeded:
+            there.append(spooled(tmp_path))
+
+    monkeypatch.setattr(bench.images, "put", putting)
+    bench.database.after_commit = committed
+    backend = ScriptedBackend(judging)
+    bench.generation(backend, spool).work()
+    assert there == [[DATA]] * 3, "while it is judged, while it is put, and when the job points at it"
+    assert spooled(tmp_path) == []
+
+
+def test_a_picture_that_is_not_whole_leaves_the_spool_when_that_is_written_down(
+    bench: Bench, spool: Spool, tmp_path: Path
+) -> None:
+    job = submit(bench.database)
+    there: list[list[bytes]] = []
+
+    def requeued(moved: list[str]) -> None:
+        if job_row(bench.database, job.id).failures:
+            there.append(spooled(tmp_path))
+
+    bench.database.after_commit = requeued
+    bench.generation(ScriptedBackend(Failure(Kind.bad_output, Billed.yes, "cut short")), spool).work()
+    assert there == [[DATA]] and spooled(tmp_path) == []
+    assert bench.attempt(job.id) == ("failed", "yes")
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_a_picture_that_nobody_can_judge_is_held_until_somebody_can(
+    bench: Bench, spool: Spool, tmp_path: Path, on_disk: bool
+) -> None:
+    job = submit(bench.database)
+    backend = ScriptedBackend(UNJUDGED)
+    backend.judgements = [UNJUDGED, UNJUDGED, PICTURE]
+    bench.generation(backend, spool if on_disk else None).work()
+    assert job_row(bench.database, job.id).status == Status.succeeded
+    assert backend.judged == [DATA] * 3
+    assert len(backend.seen) == 1, "paid once"
+    assert spooled(tmp_path) == []
+
+
+def test_a_picture_that_is_judged_late_may_still_be_bad(bench: Bench, spool: Spool, tmp_path: Path) -> None:
+    job = submit(bench.database)
+    backend = ScriptedBackend(UNJUDGED)
+    backend.judgements = [UNJUDGED, Failure(Kind.bad_output, Billed.yes, "cut short")]
+    bench.generation(backend, spool).work()
+    row = job_row(bench.database, job.id)
+    assert (row.status, row.failures) == ("queued", 1)
+    assert bench.attempt(job.id) == ("failed", "yes") and spooled(tmp_path) == []
+
+
+@pytest.mark.parametrize("what", ["picture", "unjudged", "bad output"])
+def test_a_worker_that_is_to_stop_leaves_a_picture_that_it_cannot_store_on_the_spool(
+    bench: Bench, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    job = submit(bench.database)
+    asked: list[None] = []
+
+    def stop_and_fail(*_: Any) -> Any:
+        asked.append(None)
+        bench.stopping.set()
+        raise UNJUDGED if what == "unjudged" else AWAY
+
+    bad = Failure(Kind.bad_output, Billed.yes, "cut short")
+    answers: dict[str, Picture | Failure] = {"picture": PICTURE, "unjudged": UNJUDGED, "bad output": bad}
+    backend = ScriptedBackend(answers[what])
+    generation = bench.generation(backend, spool)
+    monkeypatch.setattr(generation._closing, "with_picture", stop_and_fail)
+    monkeypatch.setattr(generation._closing, "with_failure", stop_and_fail)
+    if what == "unjudged":
+        monkeypatch.setattr(backend, "judge", stop_and_fail)
+    generation.work()
+    assert len(asked) == 1
+    assert spooled(tmp_path) == [DATA]
+    assert job_row(bench.database, job.id).status == Status.running, "until the next worker offers it, or the rescue"
+
+
+def test_a_worker_that_is_to_stop_holds_on_to_a_picture_that_is_not_on_the_disk(
+    bench: Bench, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit(bench.database)
+    generation = bench.generation(ScriptedBackend(PICTURE), spool)
+    monkeypatch.setattr(generation, "_keep", Entry)  # what the spool gives when the disk is full
+    put, failures = bench.images.put, 3
+
+    def away(*args: Any) -> None:
+        nonlocal failures
+        bench.stopping.set()
+        if failures:
+            failures -= 1
+            raise AWAY
+        put(*args)
+
+    monkeypatch.setattr(bench.images, "put", away)
+    generation.work()
+    assert failures == 0
+    assert job_row(bench.database, job.id).status == Status.succeeded
+
+
+def test_a_full_disk_costs_no_picture(bench: Bench, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    job = submit(bench.database)
+    backend = ScriptedBackend(PICTURE)
+    bench.generation(backend, spool).work()
+    assert job_row(bench.database, job.id).status == Status.succeeded
+    assert bench.images.get(job.id, 1) == DATA and len(backend.seen) == 1
+
+
+def test_nothing_is_claimed_before_it_may_be(bench: Bench) -> None:
+    job = submit(bench.database)
+    answers = iter([False, True, True])
+    generation = bench.generation(ScriptedBackend(PICTURE), may_claim=lambda: next(answers))
+    generation.work()
+    assert job_row(bench.database, job.id).status == Status.queued
+    generation.work()
+    assert job_row(bench.database, job.id).status == Status.succeeded

@@ -12,6 +12,7 @@ COUNTED = {
     Kind.bad_output: JobErrorCode.bad_output,
     Kind.transient: JobErrorCode.backend_unavailable,
     Kind.out_of_memory: JobErrorCode.out_of_memory,
+    Kind.internal: JobErrorCode.internal_error,
 }
 UNCOUNTED = (Kind.rate_limited, Kind.not_accepted, Kind.quota_exhausted, Kind.auth_failed)
 

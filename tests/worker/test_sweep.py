@@ -23,10 +23,10 @@ class SilentBell(tickets.Bell):
 
     def __init__(self) -> None:
         super().__init__(Celery())
-        self.rung: list[tuple[str, int, int]] = []
+        self.rung: list[tuple[str, int]] = []
 
-    def ring(self, backend: str, jobs: int = 1, *, up_to: int = tickets.ENOUGH) -> None:
-        self.rung.append((backend, jobs, up_to))
+    def ring(self, backend: str, jobs: int = 1) -> None:
+        self.rung.append((backend, jobs))
 
 
 class Clock:
@@ -190,7 +190,7 @@ def test_the_bell_is_rung_for_what_is_ready_and_no_more(database: Database) -> N
         submit(database)
     claim_one(database)
     sweep.ring()
-    assert bell.rung == [("dataoorts", 2, 2)]
+    assert bell.rung == [("dataoorts", 2)]
 
 
 def test_one_repair_that_fails_does_not_keep_the_others_from_being_made(

@@ -5,7 +5,7 @@ for a bad job, keeps nothing about jobs, and decides nothing about retries: `wor
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -27,15 +27,24 @@ class Kind(StrEnum):
     quota_exhausted = "quota_exhausted"  # the operator's account is spent
     auth_failed = "auth_failed"  # the operator's key or address is wrong
     out_of_memory = "out_of_memory"  # the backend had too little memory for this request
+    internal = "internal"  # our own code broke
+
+
+def _ignore(data: bytes) -> None: ...
 
 
 @dataclass(frozen=True)
 class Request:
-    """One picture to make. `input` has our parameter names, is complete, and names the seed where the model has one."""
+    """One picture to make. `input` has our parameter names, is complete, and names the seed where the model has one.
+
+    A backend that is paid for its pictures hands the bytes of one to `received`, once, the moment it has them: as they
+    came, before anything is done with them that can fail. That never raises, and returns when they are safe.
+    """
 
     job_id: str
     model: str
     input: Mapping[str, Any]
+    received: Callable[[bytes], None] = field(default=_ignore, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,10 @@ class Failure(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.kind, self.billed, self.message, self.retry_after)
+
+
+class Unjudged(Failure):
+    """A picture came, `received` has it, and nobody could look at it: no fault of its own. `judge` may, later."""
 
 
 def one_line(text: str) -> str:
@@ -129,6 +142,12 @@ class Backend(Protocol):
 
     def generate(self, requests: Sequence[Request], progress: Progress, canceled: Canceled) -> list[Picture | Failure]:
         """One outcome a request, in order. Raises ValueError for more than `most_at_once`, nothing for a bad job."""
+
+    def judge(self, request: Request, data: bytes) -> Picture:
+        """What `generate` says of a picture, for bytes that it gave to `received` then or in another process.
+
+        Raises Failure if they are not one whole picture; Unjudged if that can't be told now.
+        """
 
     def close(self) -> None:
         """Let go of everything. Calls that are running may fail."""

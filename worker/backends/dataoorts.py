@@ -32,6 +32,7 @@ from worker.backends.base import (
     PictureWarning,
     Progress,
     Request,
+    Unjudged,
     one_line,
 )
 from worker.backends.dataoorts_answers import judge_answer, vendor_words
@@ -126,6 +127,23 @@ class Dataoorts:
             raise ValueError("the vendor makes one picture a call")
         return [self._outcome(request) for request in requests]
 
+    def judge(self, request: Request, data: bytes) -> Picture:
+        try:
+            facts = self._inspector.inspect(data)
+        except Unfit as unfit:
+            log.warning("%s: the vendor's picture is unfit: %s", request.job_id, one_line(str(unfit)))
+            raise Failure(Kind.bad_output, Billed.yes, f"the vendor's picture is unfit: {unfit}") from None
+        except InspectorAway as away:
+            raise Unjudged(Kind.transient, Billed.yes, f"the picture could not be judged: {away}") from None
+        return Picture(
+            data,
+            facts.content_type,
+            facts.width,
+            facts.height,
+            hashlib.sha256(data).hexdigest(),
+            _warnings(request, facts.width, facts.height),
+        )
+
     def close(self) -> None:
         self._watchdog.close()
         self._session.close()
@@ -138,11 +156,11 @@ class Dataoorts:
                 return self._picture(request, call)
             except Failure as failure:
                 # Without its traceback and causes: they hold the answer's bytes, and our key in the request.
-                return Failure(failure.kind, failure.billed, failure.message, failure.retry_after)
+                return type(failure)(failure.kind, failure.billed, failure.message, failure.retry_after)
             except Exception:  # noqa: BLE001 - a fault of ours must not be raised: the outcome says what is known of the bill
                 log.error("%s: a fault in the backend\n%s", request.job_id, self._redact(traceback.format_exc()))
                 billed = Billed.unknown if call.sent else Billed.no
-                return Failure(Kind.transient, billed, "the backend failed; the fault is ours")
+                return Failure(Kind.internal, billed, "the backend failed; the fault is ours")
 
     def _picture(self, request: Request, call: Call) -> Picture:
         content = _content(request)
@@ -160,22 +178,8 @@ class Dataoorts:
                 "%s: %s, billed %s. The vendor said: %s", request.job_id, failure.message, failure.billed, words
             )
             raise
-        try:
-            facts = self._inspector.inspect(data)
-        except Unfit as unfit:
-            log.warning("%s: the vendor's picture is unfit: %s", request.job_id, one_line(str(unfit)))
-            raise Failure(Kind.bad_output, Billed.yes, f"the vendor's picture is unfit: {unfit}") from None
-        except InspectorAway as away:
-            log.error("%s: %s", request.job_id, away)
-            raise Failure(Kind.transient, Billed.yes, f"the picture could not be judged: {away}") from None
-        return Picture(
-            data,
-            facts.content_type,
-            facts.width,
-            facts.height,
-            hashlib.sha256(data).hexdigest(),
-            _warnings(request, facts.width, facts.height),
-        )
+        request.received(data)
+        return self.judge(request, data)
 
     def _ask(self, content: bytes, call: Call) -> tuple[int, Mapping[str, str], bytes]:
         """The answer, whatever it says. Raises Failure if there is none.
@@ -245,8 +249,8 @@ def _content(request: Request) -> bytes:
 
 
 def _warnings(request: Request, width: int, height: int) -> tuple[PictureWarning, ...]:
-    model = MODELS[request.model]
-    asked = model.fixed_size or (request.input.get("width", width), request.input.get("height", height))
+    model = MODELS.get(request.model)  # None: it was taken from the catalogue while the picture lay on a spool
+    asked = (model and model.fixed_size) or (request.input.get("width", width), request.input.get("height", height))
     if asked == (width, height):
         return ()
     message = f"asked for {asked[0]}x{asked[1]} pixels, got {width}x{height}"
