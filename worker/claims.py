@@ -50,7 +50,8 @@ class Claims:
         claims: list[Claim] = []
         try:
             with self._database.write() as tx:
-                claims = jobs.claim(tx, self._backend, self._terms, limit=len(places))
+                taken = jobs.claim(tx, self._backend, self._terms, limit=len(places))
+            claims = taken  # once they are committed: what stands in no book is nobody's, and not called for
         except AWAY as error:
             log.warning("no job could be claimed, the database is away (%s)", type(error).__name__)  # the sweep rings
         finally:

@@ -6,9 +6,8 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import requests
@@ -20,6 +19,7 @@ from tests.service import eventually
 
 pytestmark = pytest.mark.slow
 
+PATIENCE = 30.0  # seconds for an answer that comes at once, on a machine that is busy
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 
 
@@ -30,21 +30,26 @@ def database_url(sqlite_url: str) -> str:
 
 
 @contextmanager
-def gunicorn(port: int, **environ: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "gunicorn", "-c", "api/gunicorn.conf.py", "api.app:create_app()"]
+def gunicorn(port: int, *options: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "gunicorn", "-c", "api/gunicorn.conf.py", "api.app:create_app()", *options]
     environ = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")} | environ
     command += ["--bind", f"127.0.0.1:{port}"]
-    process = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command, env=environ, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    )
     try:
         yield process
     finally:
-        process.terminate()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its workers too, however long a grace they have
         with process:  # waits, and closes its pipe
             pass
 
 
 @pytest.fixture
-def server(database_url: str, redis_url: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def server(
+    database_url: str, redis_url: str, request: pytest.FixtureRequest
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
     port = free_port()
     settings = {
         "DARKROOM_DATABASE_URL": database_url,
@@ -52,32 +57,36 @@ def server(database_url: str, redis_url: str) -> Iterator[tuple[subprocess.Popen
         "DARKROOM_API_KEY": KEY,
         "DARKROOM_SECRET_KEY": "s" * 32,
     }
-    with gunicorn(port, **settings) as process:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                requests.get(f"http://127.0.0.1:{port}/healthz", timeout=5)
-                break
-            except requests.ConnectionError:
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.05)
+    with gunicorn(port, *getattr(request, "param", ()), **settings) as process:
+
+        def answers() -> bool:
+            assert process.poll() is None
+            with suppress(requests.RequestException):  # it listens before it answers
+                return requests.get(f"http://127.0.0.1:{port}/healthz", timeout=5).ok
+            return False
+
+        eventually("the API answers", answers, 60)
         yield process, port
 
 
+# With a grace that no test waits for: what ends, ends by itself.
+@pytest.mark.parametrize("server", [("--graceful-timeout", "3600")], indirect=True, ids=["long grace"])
 def test_it_serves_over_a_socket_and_ends_when_told(server: tuple[subprocess.Popen[str], int]) -> None:
     process, port = server
     url = f"http://127.0.0.1:{port}/v1/jobs"
     with requests.Session() as session:
-        response = session.post(url, json={"input": {"prompt": "a cat"}}, headers=HEADERS, timeout=5)
+        response = session.post(url, json={"input": {"prompt": "a cat"}}, headers=HEADERS, timeout=PATIENCE)
         assert response.status_code == 202 and response.headers["Location"].startswith(f"{url}/job_")
-        job = session.get(response.headers["Location"], headers=HEADERS, timeout=5).json()
+        job = session.get(response.headers["Location"], headers=HEADERS, timeout=PATIENCE).json()
         assert job == response.json() | {"queue_position": 1}
 
         headers = HEADERS | {"Content-Type": "application/json"}
-        chunked = session.post(url, data=iter([b'{"input": ', b'{"prompt": "a cat"}}']), headers=headers, timeout=5)
+        chunked = session.post(
+            url, data=iter([b'{"input": ', b'{"prompt": "a cat"}}']), headers=headers, timeout=PATIENCE
+        )
         assert chunked.status_code == 202
         chunks = (b" " * 65536 for _ in range(16))
-        assert session.post(url, data=chunks, headers=headers, timeout=5).status_code == 413
+        assert session.post(url, data=chunks, headers=headers, timeout=PATIENCE).status_code == 413
 
     # Threads of both workers, each with a connection that stays open: none of it may hold up the end.
     with requests.Session() as session:
@@ -87,9 +96,8 @@ def test_it_serves_over_a_socket_and_ends_when_told(server: tuple[subprocess.Pop
         for thread in threads:
             thread.join()
         idle = socket.create_connection(("127.0.0.1", port))
-        started = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0 and time.monotonic() - started < 8
+        assert process.wait(60) == 0
         idle.close()
     assert "Traceback" not in process.communicate()[1]
 
@@ -100,7 +108,7 @@ def test_waits_end_with_an_answer_when_it_is_told_to_stop(
     """Else they would use up the grace (30 s), and be cut off without an answer: each asks for 60 s."""
     process, port = server
     url = f"http://127.0.0.1:{port}/v1/jobs"
-    job = requests.post(url, json={"input": {"prompt": "a cat"}}, headers=HEADERS, timeout=5).json()
+    job = requests.post(url, json={"input": {"prompt": "a cat"}}, headers=HEADERS, timeout=PATIENCE).json()
     answers: list[requests.Response] = []
     waiting = HEADERS | {"Prefer": "wait=60"}
 
@@ -131,9 +139,9 @@ def test_a_list_may_be_asked_for_by_as_much_metadata_as_a_job_may_have(
     url = f"http://127.0.0.1:{port}/v1/jobs"
     metadata = {"k": "ü" * 1023}  # with %-encoding, three times as long in the URL
     body = {"input": {"prompt": "a cat"}, "metadata": metadata}
-    job = requests.post(url, json=body, headers=HEADERS, timeout=5).json()
+    job = requests.post(url, json=body, headers=HEADERS, timeout=PATIENCE).json()
     query = {f"metadata[{key}]": value for key, value in metadata.items()}
-    found = requests.get(url, params=query, headers=HEADERS, timeout=5)
+    found = requests.get(url, params=query, headers=HEADERS, timeout=PATIENCE)
     assert found.status_code == 200 and [each["id"] for each in found.json()["data"]] == [job["id"]]
 
 

@@ -10,9 +10,10 @@ from flask_openapi3.openapi import OpenAPI
 from api.app import build, open_services
 from api.services import Services
 from api.waiting import Waiting
+from shared.announcements import CHANNEL
 from shared.settings import Settings
 from tests.api.people import KEY, Caller, Submit, Worker, client_with, on_sqlite
-from tests.servers import free_port
+from tests.servers import RedisServer, free_port
 from tests.service import eventually
 
 BODY = {"input": {"prompt": "a cat"}}
@@ -99,15 +100,35 @@ def test_a_cancel_ends_the_waits_of_its_job_and_of_no_other(
     assert other.answer().json["status"] == "canceled"
 
 
-def test_without_redis_a_wait_finds_out_by_itself(settings: Settings, submit: Submit, worker: Worker) -> None:
-    away = settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{free_port()}/0"})
-    services = open_services(away)
-    asking = Asking(build(services), "GET", submit()["urls"]["self"], headers=WAIT)
-    has_waiters(services, 1)
-    worker.succeed(worker.claim())  # committed through another process, as far as `services` can know
+@pytest.fixture
+def without_redis(settings: Settings) -> Iterator[Services]:
+    """A process whose Redis is away."""
+    services = open_services(settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{free_port()}/0"}))
+    yield services
+    services.close()
+
+
+def test_without_redis_a_wait_finds_out_by_itself(without_redis: Services, submit: Submit, worker: Worker) -> None:
+    asking = Asking(build(without_redis), "GET", submit()["urls"]["self"], headers=WAIT)
+    has_waiters(without_redis, 1)
+    worker.succeed(worker.claim())  # committed through another process, as far as `without_redis` can know
     response = asking.answer()
     assert response.json["status"] == "succeeded" and response.headers["Preference-Applied"] == "wait=60"
-    services.close()
+
+
+@pytest.mark.usefixtures("only_when_woken")
+def test_without_redis_a_wait_is_woken_by_what_its_own_process_does(without_redis: Services) -> None:
+    app = build(without_redis)
+    api = client_with(app, KEY)
+    job, other = (api.post("/v1/jobs", json=BODY).json for _ in range(2))
+    asking = Asking(app, "GET", job["urls"]["self"], headers=WAIT)
+    next_event = Asking(app, "GET", other["urls"]["self"], headers=WAIT | {"If-None-Match": 'W/"1"'})
+    has_waiters(without_redis, 2)
+    api.post(job["urls"]["cancel"])
+    assert asking.answer().json["status"] == "canceled"
+    assert waiters(without_redis) == 1
+    Worker(without_redis).claim()
+    assert next_event.answer().json["status"] == "running"
 
 
 @on_sqlite
@@ -244,27 +265,42 @@ def test_a_retry_can_be_waited_for(
     assert response.json["retried_from"] == job["id"]
 
 
+@pytest.fixture
+def deaf(services: Services, redis_server: RedisServer) -> Services:
+    """The subscription has begun, and has ended: nothing is heard any more, not even that it began."""
+    listener = services.waiting._listener
+    subscribers: Callable[[], int] = lambda: redis_server.client().pubsub_numsub(CHANNEL)[0][1]  # noqa: E731
+    services.waiting.until("job_none", 0, lambda: None, lambda found: True)
+    eventually("the subscription begins", lambda: subscribers() == 1, 20)
+    listener.close()
+    eventually("the subscription ends", lambda: subscribers() == 0, 20)
+    return services
+
+
 @on_sqlite
-def test_a_job_that_ends_between_the_look_and_the_wait_is_not_missed(
-    app: OpenAPI, submit: Submit, worker: Worker, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("only_when_woken", "deaf")
+@pytest.mark.parametrize("which", [1, 2])
+def test_what_happens_between_a_look_and_the_wait_is_not_missed(
+    app: OpenAPI, submit: Submit, worker: Worker, monkeypatch: pytest.MonkeyPatch, which: int
 ) -> None:
-    """The place is taken first, then the job is read: what is committed right after the first look wakes it."""
-    monkeypatch.setattr("api.waiting.READ_AGAIN", 3600)
+    """The place is taken first, then the job is read: what is committed right after a look ends the wait."""
     url = submit()["urls"]["self"]
     until: Callable[..., Any] = Waiting.until
 
-    def ends_after_the_first_look(self: Waiting, job_id: str, seconds: float, read: Any, enough: Any) -> Any:
+    def ends_after_a_look(self: Waiting, job_id: str, seconds: float, read: Any, enough: Any) -> Any:
         looks = 0
 
         def look() -> Any:
             nonlocal looks
             looks += 1
             found = read()
-            if looks == 1:
+            if looks == which:
                 worker.succeed(worker.claim())
+            elif looks < which:
+                self.wake(job_id)  # a hint of nothing: it looks again
             return found
 
         return until(self, job_id, seconds, look, enough)
 
-    monkeypatch.setattr(Waiting, "until", ends_after_the_first_look)
+    monkeypatch.setattr(Waiting, "until", ends_after_a_look)
     assert Asking(app, "GET", url, headers=WAIT).answer().json["status"] == "succeeded"

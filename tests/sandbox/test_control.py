@@ -1,7 +1,6 @@
 """The control routes: rules and books over HTTP, and hundreds of calls at once."""
 
 import threading
-import time
 
 import pytest
 import requests
@@ -92,7 +91,6 @@ def test_two_hundred_calls_are_in_flight_at_once(sandbox: Sandbox) -> None:
     threads = [
         threading.Thread(target=lambda: statuses.append(call(sandbox).status_code), daemon=True) for _ in range(200)
     ]
-    start = time.monotonic()
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -101,7 +99,6 @@ def test_two_hundred_calls_are_in_flight_at_once(sandbox: Sandbox) -> None:
     books = sandbox.calls()
     assert (books["calls"], books["pictures"], books["in_flight"]) == (200, 200, 0)
     assert books["most_in_flight"] > 150  # 200 where the machine has time to start them all within the delay
-    assert time.monotonic() - start < 15
 
 
 def test_healthz_answers(sandbox: Sandbox) -> None:

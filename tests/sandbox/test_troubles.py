@@ -123,7 +123,7 @@ def test_drip_headers_sends_one_byte_a_second(sandbox: Sandbox) -> None:
         while len(received) < 2:
             received += connection.recv(100)
         assert received == b"HT"
-        assert 0.9 < time.monotonic() - start < 4
+        assert time.monotonic() - start > 0.9
 
 
 def test_wrong_size_is_a_whole_picture_of_another_size(sandbox: Sandbox) -> None:

@@ -1,9 +1,12 @@
 """Claims for many threads at once."""
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
+from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
 from shared import jobs
@@ -53,6 +56,24 @@ def test_nobody_gets_a_job_while_the_database_is_away_and_nobody_hangs(
         patch.setattr(jobs, "claim", away)
         assert [future.result() for future in [pool.submit(claims.next) for _ in range(10)]] == [None] * 10
     assert claims.next() is not None
+
+
+def test_a_claim_whose_commit_failed_is_nobodys(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Handed out all the same, it led to a call of the vendor that stood in no book."""
+    submit(database)
+    claims, write = Claims(database, "dataoorts", TERMS), database.write
+
+    @contextmanager
+    def full() -> Iterator[Connection]:
+        with write() as tx:
+            yield tx
+            raise OperationalError("COMMIT", {}, Exception("database or disk is full"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "write", full)
+        assert claims.next() is None
+    claim = claims.next()
+    assert claim is not None and (claim.fence, claim.attempt) == (1, 1)
 
 
 def test_whoever_finds_more_jobs_than_its_own_says_so_and_whoever_finds_none_is_silent(database: Database) -> None:
