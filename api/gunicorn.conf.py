@@ -14,7 +14,7 @@ threads = 232
 timeout = 60
 # After SIGTERM, for what is being answered. Answers take less than a second, unless the database is slow.
 graceful_timeout = 30
-# Longer than clients wait between two polls (Retry-After: 1); an idle connection delays the end by as much.
+# Longer than clients wait between two polls (Retry-After: 1).
 keepalive = 2
 # Where /tmp is a disk, the workers' heartbeat file may block them.
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -46,6 +47,15 @@ class Vendor:
     def book(self) -> dict[str, Any]:
         """What has come since the last wish; `bench/vendor.py` has the names."""
         return self._ask("GET", "/book")
+
+    def calls(self) -> int:
+        """How many calls have come since the last wish."""
+        answer = self._http.get(f"http://127.0.0.1:{self.port}/calls", timeout=30)
+        return int(answer.text)
+
+    def answer_with(self, kind: str, body: bytes) -> None:
+        """What comes in place of a picture for prompts that are `kind` and one more word."""
+        self._ask("PUT", "/answers", {kind: b64encode(body).decode()})
 
     def release(self) -> None:
         """Answer what is held."""

@@ -1,4 +1,4 @@
-"""The processes that the bench starts: each in a group of its own, ended with all its children."""
+"""The processes that bench and drills start: each in a group of its own, ended with all its children."""
 
 import os
 import signal
@@ -68,6 +68,13 @@ class Processes:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         self._tell(f"-{process.pid}\n")  # the number may be another's soon
+
+    def freeze(self, name: str) -> None:
+        """SIGSTOP to the process and all its children: they hold what they hold, and answer nothing."""
+        os.killpg(self.running[name].pid, signal.SIGSTOP)
+
+    def thaw(self, name: str) -> None:
+        os.killpg(self.running[name].pid, signal.SIGCONT)
 
     def close(self) -> None:
         """End them all, and remove the folder."""

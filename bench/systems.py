@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -33,6 +34,7 @@ class System(ABC):
     slots: int
     #: Whether Redis writes an append-only file, as this system's own set-up has it.
     redis_appends: bool
+    _procfile: Path
     _ready_path: str
 
     @property
@@ -44,12 +46,28 @@ class System(ABC):
         self.port = free_port()
         self.processes = Processes(Path(tempfile.mkdtemp(prefix="darkroom-bench-")))
         self.folder = self.processes.folder
-        self._redis_port = free_port()
-        self.redis_url = f"redis://127.0.0.1:{self._redis_port}/0"
+        self.redis_port = free_port()
+        #: Where the system looks for Redis.
+        self.redis_url = f"redis://127.0.0.1:{self.redis_port}/0"
+        #: The lines of its processes by name.
+        self.lines = {command.name: command.line for command in procfile.read(self._procfile)}
 
     @abstractmethod
-    def _start_own(self) -> None:
-        """Start what is measured."""
+    def _environ(self) -> Mapping[str, str]:
+        """What its processes find in their environment."""
+
+    @abstractmethod
+    def _home(self) -> Path:
+        """The folder that its processes are started in, with what they look for there."""
+
+    def start(self, name: str) -> None:
+        """Start one of its processes, for the first time or again."""
+        self.processes.start(name, self.lines[name], self._environ(), cwd=self._home())
+
+    def start_redis(self) -> None:
+        redis = [server_binary(), "--port", str(self.redis_port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        redis += ["--appendonly", "yes" if self.redis_appends else "no", "--save", ""]
+        self.processes.start("redis", shlex.join([*redis, "--maxmemory-policy", "noeviction"]), {})
 
     def measured(self) -> list[subprocess.Popen[bytes]]:
         """The processes of the system itself, without Redis, database and vendor."""
@@ -67,16 +85,16 @@ class System(ABC):
         self.close()
 
     def _start(self) -> None:
-        redis = [server_binary(), "--port", str(self._redis_port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
-        redis += ["--appendonly", "yes" if self.redis_appends else "no", "--save", ""]
-        self.processes.start("redis", shlex.join([*redis, "--maxmemory-policy", "noeviction"]), {})
+        self.start_redis()
         self.vendor = Vendor(self.processes)
-        self._start_own()
-        eventually("the web side", self.processes, self._answers)
+        for name in self.lines:
+            self.start(name)
+        eventually("the web side", self.processes, self.answers)
         self.vendor.wish(delay=0, size=20_000)
         self.load("batch", jobs=16, connections=4)  # the workers are there, and every route has been used once
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Whether its web side does."""
         with contextlib.suppress(requests.RequestException), requests.Session() as http:  # it listens before it answers
             http.trust_env = False
             return http.get(f"http://127.0.0.1:{self.port}{self._ready_path}", timeout=5).status_code < 500
@@ -93,20 +111,25 @@ class System(ABC):
 
 
 class Darkroom(System):
+    """`settings`: more variables of its environment."""
+
     name = "darkroom"
     title = "Darkroom"
     slots = 200
     redis_appends = True
+    _procfile = ROOT / "Procfile"
     _ready_path = "/readyz"
 
-    def __init__(self, databases: Databases) -> None:
+    def __init__(self, databases: Databases, **settings: str) -> None:
         super().__init__()
         self._databases = databases
-        self._database_url = databases.make(self.folder)
+        self._settings = settings
+        self.database_url = databases.make(self.folder)
 
-    def _start_own(self) -> None:
-        environ = {
-            "DARKROOM_DATABASE_URL": self._database_url,
+    def _environ(self) -> Mapping[str, str]:
+        return {
+            "DARKROOM_DATA_DIR": str(self.folder),
+            "DARKROOM_DATABASE_URL": self.database_url,
             "DARKROOM_REDIS_URL": self.redis_url,
             "DARKROOM_SECRET_KEY": "s" * 32,
             "DARKROOM_API_KEY": API_KEY,
@@ -114,32 +137,43 @@ class Darkroom(System):
             "DATAOORTS_API_KEY": "bench",
             "DATAOORTS_URL": self.vendor.url,
             "PORT": str(self.port),
+            **self._settings,
         }
-        for command in procfile.read(ROOT / "Procfile"):
-            self.processes.start(command.name, command.line, environ)
+
+    def _home(self) -> Path:
+        return ROOT
 
     def close(self) -> None:
         super().close()
-        self._databases.drop(self._database_url)
+        self._databases.drop(self.database_url)
 
 
 class Baseline(System):
+    """`transport`: Celery's `broker_transport_options`, if not its defaults."""
+
     name = "baseline"
     title = "Flask + Celery"
     slots = 8
     redis_appends = False
+    _procfile = ROOT / "bench" / "baseline" / "Procfile"
     _ready_path = "/"
 
-    def _start_own(self) -> None:
-        pictures = self.folder / "pictures"
-        pictures.mkdir()
+    def __init__(self, **transport: float) -> None:
+        super().__init__()
+        self._transport = transport
+        self.pictures_folder = self.folder / "pictures"
+
+    def _environ(self) -> Mapping[str, str]:
+        return {"PORT": str(self.port), "PYTHONPATH": str(ROOT)}
+
+    def _home(self) -> Path:
+        self.pictures_folder.mkdir(exist_ok=True)
         config = {
             "redis_url": self.redis_url,
             "vendor_url": self.vendor.url,
             "vendor_key": "bench",
-            "pictures": str(pictures),
+            "pictures": str(self.pictures_folder),
+            "transport": self._transport,
         }
         (self.folder / "baseline.json").write_text(json.dumps(config))
-        environ = {"PORT": str(self.port), "PYTHONPATH": str(ROOT)}
-        for command in procfile.read(ROOT / "bench" / "baseline" / "Procfile"):
-            self.processes.start(command.name, command.line, environ, cwd=self.folder)
+        return self.folder

@@ -3,9 +3,12 @@
 Cheaper than the sandbox (no thread a connection), so that what is measured is not the stand-in; and it knows when each
 call came. `python -m bench.vendor` listens on a free port of loopback and prints it.
 
-    POST /api/v1     the vendor's call. A prompt that starts with HELD is answered only after a release
+    POST /api/v1     the vendor's call. A prompt that starts with HELD is answered only after a release; of one that
+                     starts with HALF, half the picture comes at once, and the rest after a release
     PUT /wish        {"delay": seconds, "bytes": size of the pictures}; begins a new book
-    GET /book        {"calls", "in_flight", "most_in_flight", "arrivals": {prompt: time.monotonic()}}
+    GET /book        {"calls", "in_flight", "most_in_flight", "arrivals": {prompt: time.monotonic()}, "by_prompt"}
+    GET /calls       how many came, as a bare number
+    PUT /answers     {KIND: base64}: these bytes come in place of a picture for prompts that are KIND and one more word
     POST /release    answer what is held
     GET /small, /large    an answer of a few bytes, of a large picture: what the load generator can do at most
 """
@@ -14,6 +17,8 @@ import asyncio
 import json
 import sys
 import time
+from base64 import b64decode
+from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -21,9 +26,13 @@ from sandbox.answers import noise
 
 #: Prompts that start so wait for a release.
 HELD = "held"
+#: Prompts that start so get half their picture, and the rest after a release.
+HALF = "half"
 #: Width and height of every picture, in pixels: enough for 1.2 MB of noise.
 SIDE = 640
 LARGE = 1_200_000
+#: What the book tells.
+NAMES = ("calls", "in_flight", "most_in_flight", "arrivals", "by_prompt")
 
 
 @cache
@@ -39,6 +48,7 @@ class Book:
     def __init__(self) -> None:
         self.delay = 0.0
         self.picture = picture(20_000)
+        self.answers: dict[str, bytes] = {}
         self.held: list[Vendor] = []
         self.in_flight = 0
         self._begin()
@@ -47,6 +57,7 @@ class Book:
         self.calls = 0
         self.most_in_flight = self.in_flight
         self.arrivals: dict[str, float] = {}
+        self.by_prompt: Counter[str] = Counter()
 
     def wish(self, delay: float, size: int) -> None:
         self.delay, self.picture = delay, picture(size)
@@ -54,6 +65,7 @@ class Book:
 
     def came(self, prompt: str) -> None:
         self.arrivals[prompt] = time.monotonic()
+        self.by_prompt[prompt] += 1
         self.calls += 1
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
@@ -64,7 +76,7 @@ class Book:
             connection.deliver()
 
     def read(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("calls", "in_flight", "most_in_flight", "arrivals")}
+        return {name: getattr(self, name) for name in NAMES}
 
 
 class Vendor(asyncio.Protocol):
@@ -74,6 +86,7 @@ class Vendor(asyncio.Protocol):
         self._book = book
         self._received = b""
         self._waiting = False  # an answer is owed
+        self._prompt = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -106,6 +119,11 @@ class Vendor(asyncio.Protocol):
                 self._answer(b"{}")
             case "GET /book":
                 self._answer(json.dumps(self._book.read()).encode())
+            case "GET /calls":
+                self._answer(str(self._book.calls).encode())
+            case "PUT /answers":
+                self._book.answers |= {kind: b64decode(text) for kind, text in json.loads(body).items()}
+                self._answer(b"{}")
             case "POST /release":
                 self._book.release()
                 self._answer(b"{}")
@@ -119,7 +137,10 @@ class Vendor(asyncio.Protocol):
     def _call(self, prompt: str) -> None:
         self._book.came(prompt)
         self._waiting = True
-        if prompt.startswith(HELD):
+        self._prompt = prompt
+        if prompt.startswith(HALF):
+            self._transport.write(self._halves()[0])
+        if prompt.startswith((HELD, HALF)):
             self._book.held.append(self)
         elif self._book.delay:
             asyncio.get_running_loop().call_later(self._book.delay, self.deliver)
@@ -131,12 +152,23 @@ class Vendor(asyncio.Protocol):
         if self._waiting:
             self._waiting = False
             self._book.in_flight -= 1
-            self._answer(self._book.picture, "image/png")
+            if self._prompt.startswith(HALF):
+                self._transport.write(self._halves()[1])
+            else:
+                kind = self._prompt.rpartition(" ")[0]
+                self._answer(self._book.answers.get(kind, self._book.picture), "image/png")
+
+    def _halves(self) -> tuple[bytes, bytes]:
+        whole = _head(len(self._book.picture), "image/png") + self._book.picture
+        return whole[: len(whole) // 2], whole[len(whole) // 2 :]
 
     def _answer(self, body: bytes, content_type: str = "application/json", status: str = "200 OK") -> None:
-        head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
-        self._transport.write(head.encode())
+        self._transport.write(_head(len(body), content_type, status))
         self._transport.write(body)
+
+
+def _head(length: int, content_type: str, status: str = "200 OK") -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
 async def _serve() -> None:

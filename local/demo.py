@@ -23,7 +23,7 @@ from shared import settings
 #: The prompt of the vendor's own sample.
 SUBMISSION = {"input": {"prompt": "futuristic spacecraft"}}
 #: A demo leaves no trace: it uses no store and no key of the environment, only what says who draws.
-_NOT_USED = ("DARKROOM_DATABASE_URL", "DARKROOM_REDIS_URL", "DARKROOM_API_KEY", "DARKROOM_SECRET_KEY")
+_NOT_USED = ("DARKROOM_DATABASE_URL", "DARKROOM_REDIS_URL", "DARKROOM_API_KEY", "DARKROOM_SECRET_KEY", "DARKROOM_SPOOL")
 #: Longer than a hosted call with its retries takes.
 _LONGEST_WAIT = 300.0
 _POLL = 0.05

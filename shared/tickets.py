@@ -68,6 +68,7 @@ def broker(settings: Settings) -> Celery:
     app.conf.broker_transport_options = app.conf.broker_transport_options | {
         "socket_timeout": 1,
         "socket_connect_timeout": 1,
+        "max_retries": 0,  # kombu's own are three, and take 6 s where Redis refuses connections
     }
     return app
 

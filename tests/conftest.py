@@ -5,10 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 import migrations
 from shared.database import Database
 from tests.servers import PostgresServer, RedisServer
+
+#: `--hypothesis-profile=long`: other examples each time, and many of them.
+settings.register_profile("long", max_examples=2000, stateful_step_count=60, deadline=None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

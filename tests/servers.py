@@ -30,11 +30,15 @@ def free_port() -> int:
 
 
 class PostgresServer:
-    """A PostgreSQL cluster in a temporary folder, reached by a Unix socket. It refuses root: there it is nobody's."""
+    """A PostgreSQL cluster in a temporary folder, reached by a Unix socket. It refuses root: there it is nobody's.
+
+    Started with `tcp`, it listens on `port` of loopback too, for a proxy to stand in front of it.
+    """
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="darkroom-pg-", dir="/tmp"))
         self.folder.chmod(0o755)
+        self.port = free_port()
         self._as: dict[str, Any] = {}
         if os.geteuid() == 0:
             self._as = {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid, "extra_groups": []}
@@ -72,10 +76,11 @@ class PostgresServer:
         if done.returncode != 0:
             raise RuntimeError(f"{program}: {done.stderr.decode(errors='replace')}")
 
-    def start(self, *options: str, durable: bool = False) -> None:
+    def start(self, *options: str, durable: bool = False, tcp: bool = False) -> None:
         """Start it, and wait until it answers. `durable`: with the fsyncs that tests of crashes need."""
         fast = [] if durable else ["fsync=off", "synchronous_commit=off", "full_page_writes=off"]
-        settings = ["listen_addresses=", "max_connections=200", "shared_buffers=64MB", *fast, *options]
+        listen = f"listen_addresses={'127.0.0.1' if tcp else ''}"
+        settings = [listen, f"port={self.port}", "max_connections=200", "shared_buffers=64MB", *fast, *options]
         command = [str(self._bin / "postgres"), "-D", str(self.data), "-k", str(self.folder)]
         for setting in settings:
             command += ["-c", setting]
@@ -107,10 +112,14 @@ class PostgresServer:
             connection.execute(statement)
 
     def _conninfo(self, database: str) -> str:
-        return f"host={self.folder} user=postgres dbname={database} connect_timeout=5"
+        return f"host={self.folder} port={self.port} user=postgres dbname={database} connect_timeout=5"
 
     def url(self, database: str) -> str:
-        return f"postgresql+psycopg://postgres@/{database}?host={self.folder}"
+        return f"postgresql+psycopg://postgres@/{database}?host={self.folder}&port={self.port}"
+
+    def tcp_url(self, database: str, port: int | None = None) -> str:
+        """By TCP, at a proxy's port if one is given."""
+        return f"postgresql+psycopg://postgres@127.0.0.1:{port or self.port}/{database}"
 
     def new_database(self, template: str = "template0") -> str:
         """The name of a new database, copied from a template."""

@@ -55,6 +55,7 @@ class Service:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lines = {command.name: command.line for command in procfile.read(ROOT / "Procfile")}
         self._settings = {
+            "DARKROOM_DATA_DIR": str(folder),
             "DARKROOM_DATABASE_URL": database_url,
             "DARKROOM_REDIS_URL": redis.url,
             "DARKROOM_SECRET_KEY": "s" * 32,

@@ -1,0 +1,70 @@
+"""The disk of the database fills up under load, and has room again: SQLite's data folder, or that of PostgreSQL.
+
+(The other system's nearest equivalent is the folder that it writes its pictures to.)
+"""
+
+from bench.vendor import picture
+from tests.drills.drill import PICTURE_BYTES, Drill
+from tests.drills.run import Run, Size
+from tests.drills.served import expect_served
+from tests.drills.small_disk import SmallDisk, no_small_disk
+from tests.drills.systems import Drilled
+from worker.claims import Claims
+
+#: Room for an empty PostgreSQL (40 MB) and the pictures of a long drill.
+ROOM = 400_000_000
+#: How soon somebody must have felt it, in seconds: what a database has reserved lasts a moment.
+FULL_WITHIN = 30.0
+
+
+def put_on_small_disk(system: Drilled) -> None:
+    system.disk = SmallDisk(ROOM)
+    system.at_end.callback(system.disk.close)
+    system.put_store_on(system.disk.folder)
+
+
+def full_disk(run: Run) -> None:
+    system, disk, deaths = run.system, run.system.disk, 0
+
+    def answers() -> bool:
+        nonlocal deaths
+        if system.store_has_died():
+            deaths += 1
+        return system.store_answers()
+
+    for share in run.shares():
+        run.submit(share)
+        run.pause(0.1 * run.size.submitting, 0.3 * run.size.submitting)
+        fault = run.fault()
+        fault.unheard = Claims.AT_MOST  # PostgreSQL may end of it, at any commit
+        before = felt(run)
+        disk.fill()
+        if system.books([]) is not None:
+            run.until("somebody feels it", lambda: felt(run) > before, FULL_WITHIN)  # noqa: B023
+        run.pause(0.5 * run.size.longest_fault, run.size.longest_fault)
+        disk.free()
+        run.until("the database answers again", answers)
+        fault.at, fault.waits_for = run.now(), run.open()
+    run.settle()
+    if deaths:
+        run.notes.append(f"the database ended of it {deaths} times, and was started again")
+    run.notes.append(f"{system.refusals.total():,} submissions were refused until there was room again")
+    run.expect(set(system.refusals) <= {(503, True)}, f"who is refused, is so with 503 ({dict(system.refusals)})")
+    expect_served(run, picture(PICTURE_BYTES))
+
+
+def felt(run: Run) -> int:
+    """How often somebody did: a client that was refused, or a worker whose picture was."""
+    return run.system.refusals.total() + run.system.processes.log(run.system.worker).count("holding what came back")
+
+
+DRILL = Drill(
+    "full_disk",
+    "A database whose disk is full refuses with 503; with room again every accepted job has its picture",
+    full_disk,
+    long=Size(2000, faults=3, submitting=25, longest_fault=45),
+    short=Size(100, faults=1, submitting=4, longest_fault=4, delay=1),
+    databases=("sqlite", "postgresql"),
+    prepare=put_on_small_disk,
+    hindrance=no_small_disk,
+)

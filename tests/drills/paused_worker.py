@@ -1,0 +1,47 @@
+"""A worker is stopped in the middle of its calls, past its lease; another one finishes; then the first goes on."""
+
+from tests.drills.drill import Drill
+from tests.drills.killed_workers import RECOVERED_WITHIN
+from tests.drills.run import Run, Size
+
+#: For a worker that goes on to write what it has, in seconds; those that keep books say when it has.
+GOES_ON = 3.0
+
+
+def paused_worker(run: Run) -> None:
+    system = run.system
+    system.start_second_worker()
+    overwritten = 0
+    for share in run.shares():
+        run.submit(share)
+        run.pause(0.5 * run.size.submitting, run.size.submitting)
+        run.until("a call is in flight", lambda: system.vendor.book()["in_flight"])
+        fault = run.fault()
+        system.freeze(system.worker)
+        fault.in_flight = len(system.taken(run.accepted))
+        run.all_submitted()
+        run.recovered(fault, RECOVERED_WITHIN)
+        before = system.ended(run.accepted)
+        system.thaw(system.worker)
+        run.pause(GOES_ON, GOES_ON)
+        if system.books([]) is not None:
+            run.until("the paused worker has closed its attempts", lambda: not _unknown(run), run.quiet_seconds)
+        after = system.ended(before)
+        overwritten += sum(1 for job_id, end in before.items() if after[job_id] != end)
+    run.settle()
+    run.expect(overwritten == 0, f"an end is not written again ({overwritten} were)")
+
+
+def _unknown(run: Run) -> int:
+    books = run.system.books(run.accepted)
+    return books.unknown if books else 0
+
+
+DRILL = Drill(
+    "paused_worker",
+    "A worker that was away past its lease changes nothing when it goes on, except what its calls cost",
+    paused_worker,
+    long=Size(2000, faults=4, submitting=10, delay=1),
+    short=Size(60, faults=1, submitting=1, delay=1),
+    databases=("postgresql",),
+)
