@@ -84,11 +84,14 @@ class Worker:
                 lease_seconds=wanted.lease_seconds,
                 stopping=self.stopping,
                 spool=self.spools[backend.name],
-                may_claim=self.recoveries[backend.name].done.is_set,
+                may_claim=partial(self._may_claim, self.recoveries[backend.name]),
                 more=partial(self.bell.ring, backend.name),
             )
             for backend in self.backends
         }
+
+    def _may_claim(self, recovery: Recovery) -> bool:
+        return recovery.done.is_set() and self.leases.steady()
 
     def start(self) -> None:
         for backend in self.backends:

@@ -5,7 +5,9 @@ It uses a database connection of its own, so that it never queues behind the wor
 """
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -23,6 +25,10 @@ class Leases:
 
     #: After a failed renewal, the pause before the next try: the lease goes on running meanwhile.
     RETRY_SECONDS = 1.0
+    #: After failed renewals nothing is claimed before this long after a good one. A database whose disk is full takes
+    #: some writes and refuses others: a rescue may pass where a renewal does not. So the job of a picture that waits to
+    #: be stored (Generation tries every second) may be in the queue again, and would be paid again.
+    STEADY_SECONDS = 3.0
     #: Pairs in one statement; SQLite takes 32,766 parameters at most.
     CHUNK = 500
 
@@ -37,6 +43,7 @@ class Leases:
         self._lost: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self._steady_at = 0.0
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -65,6 +72,10 @@ class Leases:
         """Whether somebody else decided about this job in the meantime."""
         return (claim.job_id, claim.fence) in self._lost
 
+    def steady(self) -> bool:
+        """Whether what is claimed now will be renewed."""
+        return time.monotonic() >= self._steady_at
+
     def renew(self) -> None:
         """One beat. Raises what the database raises when it is away."""
         with self._lock:
@@ -84,9 +95,11 @@ class Leases:
             try:
                 self.renew()
                 pause = beat
+                if self._steady_at == math.inf:
+                    self._steady_at = time.monotonic() + self.STEADY_SECONDS
             except AWAY as error:
                 log.warning("leases could not be renewed, the database is away (%s)", type(error).__name__)
-                pause = self.RETRY_SECONDS
+                pause, self._steady_at = self.RETRY_SECONDS, math.inf
             except Exception:
                 log.exception("leases could not be renewed")
-                pause = self.RETRY_SECONDS
+                pause, self._steady_at = self.RETRY_SECONDS, math.inf

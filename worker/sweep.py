@@ -22,7 +22,7 @@ from shared.standing import ATTEMPT_RUNS, CLAIMABLE, NEVER_TRIED, TERMINAL, is_s
 from shared.tables import KEYS_KEPT_SECONDS, Billed, Outcome, Status, attempts
 from shared.tables import idempotency_keys as keys
 from shared.tables import jobs as table
-from worker import presence
+from worker import presence, redis_check
 
 log = logging.getLogger("worker.sweep")
 
@@ -210,6 +210,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     database = Database(wanted.database_url, connections=2)
+    for complaint in redis_check.complaints(client(wanted)):
+        log.warning("Redis: %s", complaint)
     announcer = Announcer(client(wanted))
     database.after_commit = announcer.tell
     sweep = Sweep(

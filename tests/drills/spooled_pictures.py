@@ -3,9 +3,10 @@
 Then, in turns: the worker is killed, stays, or is asked to stop. In turns too, the database is cut off or killed.
 """
 
-from bench.vendor import HELD
-from tests.drills.drill import Drill
+from bench.vendor import HELD, picture
+from tests.drills.drill import PICTURE_BYTES, Drill
 from tests.drills.run import Fault, Run, Size
+from tests.drills.served import expect_served
 
 #: Seconds for a worker that was asked to stop while the database is away.
 STOPS_WITHIN = 60.0
@@ -32,20 +33,28 @@ def spooled_pictures(run: Run) -> None:
         run.submit(share - held)
         answered(run, fault)
         run.until("every picture is stored", lambda: not system.spooled())
+    expect_served(run, picture(PICTURE_BYTES))
 
 
 def lose_worker(run: Run, number: int) -> None:
     """Or not."""
     system = run.system
     if number % 3 == 0 or system.spooled() is None:
+        tried = tries(run)
         system.kill(system.worker)
         system.start(system.worker)
+        run.until("the next one tries to store them", lambda: tries(run) > tried or system.spooled() is None)
     elif number % 3 == 1:
         process = system.processes.running[system.worker]
         process.terminate()
         run.expect(process.wait(STOPS_WITHIN) == 0, "a worker that is asked to stop while the database is away does")
         system.kill(system.worker)  # it has ended: this only forgets it
         system.start(system.worker)
+
+
+def tries(run: Run) -> int:
+    """How often a new worker found pictures and no database."""
+    return run.system.processes.log(run.system.worker).count("can't be offered yet")
 
 
 def in_flight(run: Run) -> int:

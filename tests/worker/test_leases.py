@@ -5,6 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
 
 from shared import jobs
 from shared.database import Database, now
@@ -81,3 +82,29 @@ def test_more_claims_than_one_statement_takes_are_all_renewed(database: Database
     with database.read() as connection:
         lapsing = connection.execute(table.select().where(table.c.lease_until < now(5))).all()
     assert lapsing == []
+
+
+def test_after_failed_beats_nothing_is_to_be_claimed_until_they_are_well_again_for_a_while(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a picture that waits for room on the database's disk is paid again, when its job was rescued meanwhile."""
+    monkeypatch.setattr(Leases, "RETRY_SECONDS", 0.01)
+    leases, full = Leases(database, 0.04), True
+    real = leases.renew
+
+    def renew() -> None:
+        if full:
+            raise OperationalError("UPDATE", {}, Exception("No space left on device"))
+        real()
+
+    monkeypatch.setattr(leases, "renew", renew)
+    assert leases.steady(), "before the first beat"
+    leases.start()
+    try:
+        eventually("it knows that its leases are not renewed", lambda: not leases.steady())
+        full = False
+        eventually("its beats are well again", lambda: leases._steady_at < float("inf"))
+        assert not leases.steady(), "what waits to be stored comes first"
+        eventually("and it may claim again", leases.steady)
+    finally:
+        leases.close()
