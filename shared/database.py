@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Engine, String, create_engine, event
+from sqlalchemy import Connection, Dialect, Engine, ExceptionContext, String, create_engine, event
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -155,7 +155,7 @@ def _engine(url: str, connections: int, wait_seconds: float) -> Engine:
         "idle_in_transaction_session_timeout": 30_000,
     }
     guards = " ".join(f"-c {name}={value}" for name, value in limits.items())
-    return create_engine(
+    engine = create_engine(
         url,
         pool_pre_ping=True,  # after a restart of the server, each stale connection would fail somebody's request
         connect_args={
@@ -166,6 +166,17 @@ def _engine(url: str, connections: int, wait_seconds: float) -> Engine:
         },
         **pool,
     )
+    event.listen(engine, "handle_error", _count_as_away)
+    return engine
+
+
+def _count_as_away(context: ExceptionContext) -> None:
+    """A connection that the server ended is AWAY, whatever the driver calls it.
+
+    It calls it an InternalError when a transaction stood still for too long, as that of a paused process does.
+    """
+    if context.is_disconnect and not isinstance(context.sqlalchemy_exception, AWAY):
+        raise OperationalError(context.statement, None, context.original_exception)
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from celery import Celery
 from kombu import Queue
 
+from shared import transport
 from shared.courier import Courier
 from shared.settings import Settings
 
@@ -32,6 +33,7 @@ def queue_of(backend: str) -> str:
 
 def configuration(settings: Settings) -> dict[str, Any]:
     """Celery's settings, for those who ring and those who answer. Each differs from the default for a reason."""
+    transport.install()
     return {
         "broker_url": settings.broker_url,
         "task_ignore_result": True,  # the database knows; a result backend would be a second truth

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--compare", action="store_true", help="the same with a plain Flask + Celery, side by side")
     parser.add_argument("--jobs", type=int, help="jobs a drill (default: 2,000)")
     parser.add_argument("--seed", type=int, default=1, help="of every random moment (default: %(default)s)")
-    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite", help="Darkroom's")
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), help="Darkroom's (default: the drill's own)")
     parser.add_argument("--quick", action="store_true", help="as short as in the tests, with the shortest lease")
     wanted = parser.parse_args(arguments)
     if unknown := [name for name in wanted.names if name not in DRILLS]:
@@ -61,9 +61,12 @@ def hold(drills: Sequence[Drill], wanted: argparse.Namespace) -> int:
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="darkroom-drill-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        databases = SqliteDatabases(folder) if wanted.database == "sqlite" else PostgresDatabases()
-        stack.callback(databases.close)
-        _print(description(databases.description))
+        kinds = {wanted.database or drill.databases[0] for drill in drills}
+        databases: dict[str, Databases] = {}
+        for kind in sorted(kinds):
+            databases[kind] = SqliteDatabases(folder) if kind == "sqlite" else PostgresDatabases()
+            stack.callback(databases[kind].close)
+        _print(description(" and ".join(databases[kind].description for kind in databases)))
         _print(CONDITIONS)
         if wanted.compare:
             _print(BASELINE)
@@ -71,7 +74,7 @@ def hold(drills: Sequence[Drill], wanted: argparse.Namespace) -> int:
             if why := drill.hindrance():
                 _print(f"\n{drill.name}: not held, {why}")
             else:
-                broken = _hold_one(drill, wanted, databases) or broken
+                broken = _hold_one(drill, wanted, databases[wanted.database or drill.databases[0]]) or broken
     return 1 if broken else 0
 
 
@@ -82,7 +85,11 @@ def _hold_one(drill: Drill, wanted: argparse.Namespace, databases: Databases) ->
     starts: list[Callable[[], Drilled]] = [lambda: DrilledDarkroom(databases, lease)]
     if wanted.compare:
         starts.append(lambda: DrilledBaseline(lease))
-    _print(f"\n{drill.name}: {drill.promise}\n{size.jobs:,} jobs, seed {wanted.seed}, a lease of {lease:g} s")
+    _print(
+        f"\n{drill.name}: {drill.promise}\n"
+        f"{size.jobs:,} jobs, seed {wanted.seed}, a lease of {lease:g} s, "
+        f"on {databases.description}"
+    )
     titles: list[str] = []
     counts: list[Count] = []
     for start in starts:

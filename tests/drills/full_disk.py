@@ -43,7 +43,7 @@ def full_disk(run: Run) -> None:
             run.until("somebody feels it", lambda: felt(run) > before, FULL_WITHIN)  # noqa: B023
         run.pause(0.5 * run.size.longest_fault, run.size.longest_fault)
         disk.free()
-        run.until("the database answers again", answers)
+        run.until("the database answers again", answers, run.quiet_seconds)
         fault.at, fault.waits_for = run.now(), run.open()
     run.settle()
     if deaths:

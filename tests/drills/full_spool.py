@@ -33,7 +33,7 @@ def full_spool(run: Run) -> None:
     else:
         full = "the spool can't be written" in system.processes.log(system.worker)
         run.expect(full, "the spool was full when somebody needed it")
-        run.until("nothing is left on the spool", lambda: not system.spooled())
+        run.until("nothing is left on the spool", lambda: not system.spooled(), run.quiet_seconds)
     expect_served(run, picture(PICTURE_BYTES))
 
 

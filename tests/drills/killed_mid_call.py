@@ -54,16 +54,16 @@ def bring_to_their_points(run: Run, each: int, vendors_door: FaultProxy, stack: 
     system = run.system
     run.submit(each, AFTER_SEND)
     run.submit(each, MID_BODY)
-    run.until("these calls are in flight", lambda: in_flight(run) == 2 * each)
+    run.until("these calls are in flight", lambda: in_flight(run) == 2 * each, run.quiet_seconds)
 
     stack.enter_context(system.storing_held())
     run.submit(each, BEFORE_COMMIT)
-    run.until("these wait to be stored", lambda: system.waiting_to_store() in (each, None))
+    run.until("these wait to be stored", lambda: system.waiting_to_store() in (each, None), run.quiet_seconds)
 
     # From here on there are ten seconds: then the picture counts as unfit, and connecting as failed.
     freeze_judges(system.processes.running[system.worker].pid)
     run.submit(each, BEFORE_JUDGING)
-    run.until("these wait to be judged", lambda: system.spooled() in (2 * each, None))
+    run.until("these wait to be judged", lambda: system.spooled() in (2 * each, None), run.quiet_seconds)
 
     run.pause(IDLE_SECONDS, IDLE_SECONDS)  # what is open to the vendor is not used again then
     vendors_door.refuse()
@@ -73,6 +73,7 @@ def bring_to_their_points(run: Run, each: int, vendors_door: FaultProxy, stack: 
     run.until(
         "these wait at the vendor's door",
         lambda: knocking(system.processes.running[system.worker].pid, vendors_door.port) >= each,
+        run.quiet_seconds,
     )
 
 

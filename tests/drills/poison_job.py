@@ -24,7 +24,7 @@ def poison_job(run: Run) -> None:
     began = run.now()
     run.submit(1, POISON)
     run.submit(others)
-    run.until("the poison is accepted", lambda: poison_of(run))
+    run.until("the poison is accepted", lambda: poison_of(run), run.quiet_seconds)
     poison = poison_of(run)
     run.doomed.add(poison)
     prompt = run.accepted[poison]
@@ -32,6 +32,7 @@ def poison_job(run: Run) -> None:
         run.until(
             "the poison kills again, or ends",
             lambda: calls(system, prompt) > deaths or poison in run.ends,  # noqa: B023
+            2 * run.quiet_seconds,
         )
         if poison in run.ends:
             break

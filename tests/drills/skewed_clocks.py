@@ -21,20 +21,18 @@ def skewed_clocks(run: Run) -> None:
     right = dict(system.lines)
     second = ""
     for number, share in enumerate(run.shares()):
-        fault = run.fault()
+        run.fault()
         for name in (*right, *([second] if second else [])):
             system.kill(name)  # nothing is in its hands
         way = FAST if number % 2 == 0 else -FAST
-        system.lines = {name: with_clock(line, way if name == system.worker else -way) for name, line in right.items()}
+        system.lines = {name: with_clock(line, -way if name == system.web else way) for name, line in right.items()}
         for name in right:
             system.start(name)
         system.lines = {**system.lines, system.worker: with_clock(right[system.worker], -way)}
         second = system.start_second_worker()
         run.until("its web side answers", system.answers)
         run.submit(share)
-        run.all_submitted()
-        fault.at, fault.waits_for = run.now(), run.open()
-        run.recovered(fault, run.quiet_seconds)
+        run.settle()
 
 
 def with_clock(line: str, fast: float) -> str:
@@ -46,7 +44,7 @@ DRILL = Drill(
     "skewed_clocks",
     "Processes whose clocks are ten minutes wrong steal no lease: each job is made once",
     skewed_clocks,
-    long=Size(2000, faults=4, submitting=10, delay=25),
+    long=Size(2000, faults=4, submitting=10, delay=8),
     short=Size(20, faults=1, submitting=0.5, delay=8),
     databases=("postgresql",),
 )

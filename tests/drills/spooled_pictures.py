@@ -17,7 +17,7 @@ def spooled_pictures(run: Run) -> None:
     for number, share in enumerate(run.shares()):
         held = min(share, system.slots)
         run.submit(held, HELD)
-        run.until("every call is in flight", lambda: in_flight(run) == held)  # noqa: B023
+        run.until("every call is in flight", lambda: in_flight(run) == held, run.quiet_seconds)  # noqa: B023
         fault = run.fault()
         take_away, give_back = (
             (system.cut_off_store, system.reconnect_store)
@@ -26,13 +26,17 @@ def spooled_pictures(run: Run) -> None:
         )
         take_away()
         system.vendor.release()
-        run.until("every picture has come", lambda: not in_flight(run) and system.spooled() in (held, None))  # noqa: B023
+        run.until(
+            "every picture has come",
+            lambda: not in_flight(run) and system.spooled() in (held, None),  # noqa: B023
+            run.quiet_seconds,
+        )
         lose_worker(run, number)
         give_back()
         fault.at = run.now()
         run.submit(share - held)
         answered(run, fault)
-        run.until("every picture is stored", lambda: not system.spooled())
+        run.until("every picture is stored", lambda: not system.spooled(), run.quiet_seconds)
     expect_served(run, picture(PICTURE_BYTES))
 
 
@@ -43,7 +47,11 @@ def lose_worker(run: Run, number: int) -> None:
         tried = tries(run)
         system.kill(system.worker)
         system.start(system.worker)
-        run.until("the next one tries to store them", lambda: tries(run) > tried or system.spooled() is None)
+        run.until(
+            "the next one tries to store them",
+            lambda: tries(run) > tried or system.spooled() is None,
+            run.quiet_seconds,
+        )
     elif number % 3 == 1:
         process = system.processes.running[system.worker]
         process.terminate()

@@ -284,6 +284,7 @@ class DrilledDarkroom(Darkroom, Drilled):
     def storing_held(self) -> Iterator[None]:
         """On PostgreSQL."""
         with self._database.engine.connect() as connection, connection.begin() as holding:
+            connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
             connection.execute(text("LOCK TABLE images IN EXCLUSIVE MODE"))  # can be read, not written
             yield
             holding.rollback()

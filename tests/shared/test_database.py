@@ -9,6 +9,7 @@ from sqlalchemy import insert, select, text
 from shared.database import AWAY, Database, now, now_ms
 from shared.tables import projects
 from tests.servers import PostgresServer
+from tests.service import eventually
 
 
 def test_the_clock_is_utc_and_takes_offsets(database: Database) -> None:
@@ -117,3 +118,28 @@ def test_a_restart_of_postgresql_fails_nobody_after_it(postgres: PostgresServer)
         database.close()
     finally:
         server.close()
+
+
+def test_a_transaction_that_stood_still_for_too_long_counts_as_away(postgresql_url: str) -> None:
+    """As that of a process that was paused: it is no fault of the statement, and whoever retries gets through."""
+    database = Database(postgresql_url)
+    try:
+        with pytest.raises(AWAY):
+            _stand_still(database)
+        with database.read() as connection:
+            assert connection.scalar(text("SELECT 1")) == 1
+    finally:
+        database.close()
+
+
+def _stand_still(database: Database) -> None:
+    with database.write() as tx:
+        impatient = text("SELECT pg_backend_pid(), set_config('idle_in_transaction_session_timeout', '1', true)")
+        process = tx.execute(impatient).one()[0]
+        eventually("the server hangs up", lambda: not _is_connected(database, process))
+
+
+def _is_connected(database: Database, process: int) -> bool:
+    with database.read() as connection:
+        query = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :process")
+        return bool(connection.scalar(query, {"process": process}))

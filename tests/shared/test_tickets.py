@@ -4,10 +4,12 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
 from celery import Celery
+from kombu import Message, Queue
 
 from shared import settings, tickets
 from tests.servers import RedisServer
@@ -89,3 +91,31 @@ def test_ringing_works_again_after_redis_was_away(own_redis: RedisServer) -> Non
         time.sleep(0.05)
     assert client.llen(QUEUE)
     bell.close()
+
+
+@pytest.mark.parametrize("by", ["port", "socket"])
+def test_a_ticket_is_taken_from_a_redis_without_room_and_no_books_are_kept_of_it(tmp_path: Path, by: str) -> None:
+    """Celery's own books of messages in work are writes, and a worker that is refused one ends."""
+    socket = tmp_path / "redis.sock"
+    server = RedisServer("--unixsocket", str(socket))
+    server.start()
+    taken: list[Message] = []
+
+    def take(_body: object, ticket: Message) -> None:
+        ticket.ack()
+        taken.append(ticket)
+
+    try:
+        app = tickets.broker(wanted(server.url if by == "port" else f"unix://{socket}"))
+        tickets.put(app, "dataoorts", at_most=1)
+        with (
+            app.connection_for_read() as connection,
+            connection.channel() as channel,
+            connection.Consumer([Queue(QUEUE)], channel=channel, callbacks=[take], accept=["json"]),
+        ):
+            server.client().config_set("maxmemory", 1)
+            connection.drain_events(timeout=10)
+        assert len(taken) == 1
+        assert not server.client().keys("unacked*")
+    finally:
+        server.close()
