@@ -57,15 +57,17 @@ def inspector_with() -> Iterator[Callable[..., Inspector]]:
         inspector.close()
 
 
-def our_children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+def children_of(inspector: Inspector) -> list[psutil.Process]:
+    """Its own alone: the process that runs the tests has other children, such as PostgreSQL, in any order of ids."""
+    children = [psutil.Process(child.process.pid) for child in inspector._running]
+    return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_a_picture_is_judged_in_another_process(inspector_with: Callable[..., Inspector]) -> None:
     inspector = inspector_with()
-    before = len(our_children())
     assert inspector.inspect(PNG) == FACTS
-    assert len(our_children()) == before + 1
+    (child,) = children_of(inspector)
+    assert child.ppid() == os.getpid()
 
 
 def test_the_reason_of_a_refusal_comes_back(inspector_with: Callable[..., Inspector]) -> None:
@@ -98,7 +100,7 @@ def test_a_picture_that_hangs_its_decoder_is_given_up_and_its_process_ended(
 ) -> None:
     inspector = inspector_with(fragile(HANG), seconds=0.3)
     inspector.load()
-    (child,) = our_children()[-1:]
+    (child,) = children_of(inspector)
     with pytest.raises(Unfit, match=r"0\.3 seconds"):
         inspector.inspect(BAD)
     assert not psutil.pid_exists(child.pid)
@@ -108,7 +110,8 @@ def test_a_picture_that_hangs_its_decoder_is_given_up_and_its_process_ended(
 def test_a_stopped_process_that_does_not_even_read_is_given_up(inspector_with: Callable[..., Inspector]) -> None:
     inspector = inspector_with(seconds=0.3)
     inspector.load()
-    our_children()[-1].send_signal(signal.SIGSTOP)
+    (child,) = children_of(inspector)
+    child.send_signal(signal.SIGSTOP)
     with pytest.raises(Unfit, match=r"0\.3 seconds"):
         inspector.inspect(PNG + b"\0" * 4_000_000)
 
@@ -116,7 +119,7 @@ def test_a_stopped_process_that_does_not_even_read_is_given_up(inspector_with: C
 def test_a_decoder_that_runs_out_of_memory_lives_on(inspector_with: Callable[..., Inspector]) -> None:
     inspector = inspector_with(fragile("bytearray(1 << 30)"))
     inspector.load()
-    child = our_children()[-1]
+    (child,) = children_of(inspector)
     with pytest.raises(Unfit, match="too much memory"):
         inspector.inspect(BAD)
     assert inspector.inspect(PNG) == FACTS
@@ -126,7 +129,7 @@ def test_a_decoder_that_runs_out_of_memory_lives_on(inspector_with: Callable[...
 def test_a_process_that_died_while_idle_costs_no_picture(inspector_with: Callable[..., Inspector]) -> None:
     inspector = inspector_with()
     assert inspector.inspect(PNG) == FACTS
-    child = our_children()[-1]
+    (child,) = children_of(inspector)
     child.kill()
     child.wait(5)
     assert inspector.inspect(PNG) == FACTS
@@ -155,7 +158,6 @@ def test_many_threads_share_few_processes_and_each_gets_its_own_answer(
     inspector_with: Callable[..., Inspector],
 ) -> None:
     inspector = inspector_with(fragile(SEGFAULT), children=2)
-    before = len(our_children())
     pictures = [whole("PNG", 16 + index, 8) for index in range(60)]
     pictures[7] += b"trigger"
     pictures[31] += b"trigger"
@@ -171,7 +173,7 @@ def test_many_threads_share_few_processes_and_each_gets_its_own_answer(
     expected: list[Facts | str] = [Facts("image/png", 16 + index, 8) for index in range(60)]
     expected[7] = expected[31] = "the picture crashed its decoder"
     assert answers == expected
-    assert len(our_children()) <= before + 2
+    assert len(children_of(inspector)) <= 2
 
 
 def test_a_thread_that_gets_no_process_in_time_says_so_without_blaming_the_picture(
@@ -204,7 +206,7 @@ def test_a_program_that_cannot_start_is_no_fault_of_the_picture(
 def test_closing_ends_the_processes_and_wakes_those_who_wait(inspector_with: Callable[..., Inspector]) -> None:
     inspector = inspector_with(fragile(HANG))
     inspector.load()
-    child = our_children()[-1]
+    (child,) = children_of(inspector)
     with ThreadPoolExecutor(2) as pool:
         hanging = pool.submit(inspector.inspect, BAD)
         while not inspector._idle.empty():
@@ -244,7 +246,7 @@ def test_a_stop_of_the_whole_process_group_leaves_the_judging_to_its_parent(
 ) -> None:
     inspector = inspector_with()
     inspector.load()
-    child = our_children()[-1]
+    (child,) = children_of(inspector)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         child.send_signal(number)
     assert inspector.inspect(PNG) == FACTS
