@@ -10,8 +10,9 @@ from sqlalchemy import Row, select
 from api.auth import own_job
 from api.errors import not_found
 from api.openapi import KEY, answers
-from api.schemas import Attempt, AttemptError, AttemptList, JobPath, NoQuery, usd
+from api.schemas import Attempt, AttemptError, AttemptList, JobPath, NoQuery
 from api.services import Services
+from shared.job_object import usd
 from shared.tables import Billed, Outcome, attempts, jobs
 
 

@@ -5,10 +5,11 @@ from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from sqlalchemy import ColumnElement, exists, func
 
-from api.job_object import SHOWN, show
+from api.job_object import show
 from api.openapi import KEY, answers
 from api.schemas import JobList, JobsQuery
 from api.services import Services
+from shared.job_object import SHOWN
 from shared.tables import jobs
 
 

@@ -13,13 +13,14 @@ from api import idempotency
 from api.errors import Refused, invalid_field, not_found
 from api.job_object import queue_position, read_job, show
 from api.openapi import KEY, answers
-from api.schemas import Job, JobPath, NoQuery
+from api.schemas import JobPath, NoQuery
 from api.services import Services
 from api.strict import whole_body
 from api.submission import resolve, submission_body, submit
 from api.waiting import preferred_wait
 from shared import jobs as life
 from shared.catalogue import MODELS
+from shared.job_object import Job
 from shared.standing import TERMINAL
 
 #: What a submission's answers carry.

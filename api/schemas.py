@@ -3,13 +3,13 @@
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic.config import JsonDict
 
+from shared.job_object import Job, Moment
 from shared.tables import Billed, Outcome, Status
 
 #: Texts that a database can store.
@@ -19,11 +19,6 @@ MetadataKey = Annotated[str, Field(min_length=1, max_length=64, json_schema_extr
 MetadataValue = Annotated[str, Field(max_length=2048, json_schema_extra=WITHOUT_NUL)]
 
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
-
-
-def rfc3339(moment: datetime) -> str:
-    """As every time leaves this service: UTC, with milliseconds."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _read_moment(value: object) -> datetime:
@@ -43,17 +38,9 @@ def _read_number(value: object) -> int:
     return int(value)
 
 
-Moment = Annotated[
-    datetime, PlainSerializer(rfc3339, return_type=str), WithJsonSchema({"type": "string", "format": "date-time"})
-]
 AskedMoment = Annotated[
     datetime, BeforeValidator(_read_moment), WithJsonSchema({"type": "string", "format": "date-time"})
 ]
-
-
-def usd(millionths: int) -> str:
-    """An amount of US dollars as a decimal string: `0.008`."""
-    return f"{Decimal(millionths) / 1_000_000:f}"
 
 
 class NoQuery(BaseModel):
@@ -113,63 +100,6 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 class JobPath(BaseModel):
     id: str = Field(description="`job_` and 32 hexadecimal digits")
-
-
-class Image(BaseModel):
-    url: str
-    content_type: str
-    width: int
-    height: int
-    bytes: int
-    sha256: str
-
-
-class JobError(BaseModel):
-    code: str = Field(description="one of the codes of a job's errors, see docs/errors.md")
-    message: str
-    retryable: bool
-    billed: Billed
-
-
-class Warning(BaseModel):
-    code: str
-    message: str
-
-
-class Urls(BaseModel):
-    self: str
-    image: str
-    cancel: str
-
-
-class Job(BaseModel):
-    """One request for one image, and everything that becomes of it."""
-
-    id: str
-    object: Literal["job"]
-    status: Status
-    sequence: int = Field(description="grows by one at every event of the job")
-    model: str
-    backend: str = Field(description="as asked for; the attempts tell which was used")
-    sandbox: bool
-    input: dict[str, Any] = Field(description="as submitted, with defaults filled in and the seed that is used")
-    queue_position: int | None = Field(
-        description="a hint: 1 is claimed next; null if it does not wait to be claimed or is far behind, in lists, "
-        "and in the answer to a submission that did not wait"
-    )
-    attempts: int
-    cost_usd: str = Field(description="a decimal number; attempts whose bill is unknown count in full")
-    image: Image | None
-    error: JobError | None
-    warnings: list[Warning]
-    metadata: dict[str, str]
-    retried_from: str | None = Field(description="the job that this one was submitted again from")
-    created_at: Moment
-    started_at: Moment | None
-    completed_at: Moment | None
-    deadline_at: Moment | None
-    data_removed: bool = Field(description="whether its image, prompt and metadata were removed")
-    urls: Urls
 
 
 class JobList(BaseModel):
