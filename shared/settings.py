@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from decimal import Decimal
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
@@ -40,6 +41,19 @@ def _parse_json(value: object) -> object:
         raise ValueError(f"is not JSON: {error}") from error
 
 
+def _networks(value: object) -> object:
+    parts = _split(value)
+    if not isinstance(parts, tuple):
+        return parts
+    networks = []
+    for part in parts:
+        try:
+            networks.append(ip_network(part))
+        except ValueError as error:
+            raise ValueError(f"must name networks such as 10.20.0.0/16, separated by commas: {error}") from None
+    return tuple(networks)
+
+
 class Settings(BaseModel):
     """What the operator decided. Field names are the variables' names without the prefix, in lower case."""
 
@@ -61,6 +75,8 @@ class Settings(BaseModel):
     max_crashes: int = Field(3, ge=2, le=100)  # a first death accuses every job of its process: it can't be final
     max_wait_seconds: int = Field(86400, ge=1, le=30 * 86400)
     public_url: str | None = None
+    #: Networks that webhooks may go to although they are not public.
+    webhook_allow: Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)] = ()
     sandbox: bool = False
     dataoorts_api_key: str | None = Field(None, repr=False)
     dataoorts_url: str = "https://cloud.dataoorts.com/api/v1"

@@ -20,7 +20,7 @@ from tests.drills.drill import Drill
 from tests.drills.run import Run, Size
 from tests.drills.spooled_pictures import answered, in_flight
 from tests.fault_proxy import FaultProxy
-from worker.backends.deadline import IDLE_SECONDS
+from worker.deadline import IDLE_SECONDS
 
 BEFORE_SEND, AFTER_SEND = "before send", f"{HELD} after send"
 MID_BODY, BEFORE_JUDGING, BEFORE_COMMIT = f"{HALF} of the body", "before judging", "before commit"

@@ -23,11 +23,11 @@ import pytest
 from sqlalchemy import ColumnElement, Connection, Row, Table, delete, select, update
 from sqlalchemy.exc import OperationalError
 
-from api.job_object import SHOWN
 from shared import jobs
 from shared.database import AWAY, Database, now
 from shared.errors import JobErrorCode
 from shared.image_store import DatabaseImageStore, Image
+from shared.job_object import SHOWN
 from shared.jobs import Claim
 from shared.standing import TERMINAL
 from shared.tables import Billed, Outcome, Status, attempts, events, images
@@ -583,14 +583,14 @@ MET = {
 def ends(race: Race) -> list[End]:
     with race.quiet.read() as connection:
 
-        def by_job(rows: Table, order: ColumnElement[int]) -> dict[str, list[Row[Any]]]:
+        def by_job(rows: Table, order: ColumnElement[int], job: str = "job_id") -> dict[str, list[Row[Any]]]:
             found: dict[str, list[Row[Any]]] = defaultdict(list)
             for row in connection.execute(select(rows).order_by(order)):
-                found[row.job_id].append(row)
+                found[row._mapping[job]].append(row)
             return found
 
         rows = connection.execute(SHOWN).all()
-        happened, tries = by_job(events, events.c.sequence), by_job(attempts, attempts.c.number)
+        happened, tries = by_job(events, events.c.sequence, "subject_id"), by_job(attempts, attempts.c.number)
         stored = by_job(images, images.c.attempt)
     assert {row.id for row in rows} == set(race.ids) >= set(happened) | set(tries) | set(stored)
     return [End(race.books, row, happened[row.id], tries[row.id], stored[row.id]) for row in rows]

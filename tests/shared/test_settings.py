@@ -94,3 +94,17 @@ def test_a_redis_socket_is_spelt_as_celery_spells_it() -> None:
 def test_plain_http_to_the_vendor_is_for_loopback_and_the_sandbox_only() -> None:
     assert settings.load({**GOOD, "DATAOORTS_URL": "http://127.0.0.1:9/api/v1"}).dataoorts_url
     assert settings.load({**GOOD, "DATAOORTS_URL": "http://sandbox:9000/api/v1", "DARKROOM_SANDBOX": "1"}).sandbox
+
+
+def test_networks_for_webhooks_are_read_as_networks() -> None:
+    allowed = settings.load(
+        {"DARKROOM_SECRET_KEY": "s" * 32, "DARKROOM_WEBHOOK_ALLOW": "10.20.0.0/16, fd12::/32,127.0.0.1"}
+    )
+    assert list(map(str, allowed.webhook_allow)) == ["10.20.0.0/16", "fd12::/32", "127.0.0.1/32"]
+    assert settings.load({"DARKROOM_SECRET_KEY": "s" * 32}).webhook_allow == ()
+
+
+@pytest.mark.parametrize("value", ["10.20.0.1/16", "example.com", "10.0.0.0/33", "1.2.3.4-1.2.3.9"])
+def test_what_is_no_network_refuses_to_start(value: str) -> None:
+    with pytest.raises(settings.SettingsError, match=r"^DARKROOM_WEBHOOK_ALLOW: must name networks"):
+        settings.load({"DARKROOM_SECRET_KEY": "s" * 32, "DARKROOM_WEBHOOK_ALLOW": value})

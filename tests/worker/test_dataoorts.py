@@ -22,10 +22,10 @@ from shared.catalogue import DEFAULT_MODEL
 from tests.servers import free_port
 from tests.worker.pictures import jpeg_of_size, whole
 from tests.worker.stub_vendor import Script, StubVendor, answer, saying, saying_and_closing
-from worker.backends import deadline
+from worker import deadline
 from worker.backends.base import Backend, Billed, Failure, Kind, Picture, Request, Unjudged
 from worker.backends.dataoorts import LONGEST_ANSWER, Dataoorts
-from worker.backends.deadline import Watchdog, WatchedSession
+from worker.deadline import Watchdog, WatchedSession
 from worker.inspector import Inspector, InspectorAway
 from worker.picture import Facts
 

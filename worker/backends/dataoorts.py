@@ -36,8 +36,8 @@ from worker.backends.base import (
     one_line,
 )
 from worker.backends.dataoorts_answers import judge_answer, vendor_words
-from worker.backends.deadline import Call, Watchdog, WatchedSession
 from worker.backends.redaction import RedactingFilter, Redaction
+from worker.deadline import Call, Watchdog, WatchedSession
 from worker.inspector import Inspector, InspectorAway
 from worker.picture import Unfit
 

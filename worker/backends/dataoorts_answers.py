@@ -12,12 +12,11 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from worker.backends.base import Billed, Failure, Kind
 from worker.picture import image_format
+from worker.retry_after import retry_after_seconds
 
 
 @dataclass(frozen=True)
@@ -160,28 +159,6 @@ def _status_that_counts(status: int, codes: set[int], content: object) -> int:
 def vendor_words(body: bytes) -> str:
     """What an answer without a picture says, for a log; not redacted, at most a few thousand characters."""
     return _read_errors(_read_json(body), body)[1] or _text(body)
-
-
-def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """Retry-After (lower-case header names) in seconds, in both of its forms; None for none or nonsense.
-
-    A date is taken relative to the answer's own Date, if it has one: the vendor's clock need not be ours.
-    """
-    value = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"[0-9]{1,300}(\.[0-9]{1,9})?", value):
-        return float(value)
-    until = _date(value)
-    if until is None:
-        return None
-    return max((until - (_date(headers.get("date", "")) or datetime.now(UTC))).total_seconds(), 0.0)
-
-
-def _date(value: str) -> datetime | None:
-    try:
-        date = parsedate_to_datetime(value)
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return None
-    return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
 def _no_picture(status: int, headers: Mapping[str, str], body: bytes, content: object) -> Failure:

@@ -16,7 +16,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
@@ -35,8 +35,9 @@ IDLE_SECONDS = 2.0
 class Call:
     """One call in progress. `sent`: some of the request may have left. `expired`: the watchdog cut it off."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, judge: Callable[[list[str]], None] | None = None) -> None:
         self.deadline = deadline  # time.monotonic()
+        self.judge = judge
         self.sent = False
         self.expired = False
         self._lock = threading.Lock()
@@ -89,9 +90,12 @@ class Watchdog:
         self._closed = False
 
     @contextmanager
-    def call(self, seconds: float) -> Iterator[Call]:
-        """What this thread does inside is one call, cut off after so many seconds."""
-        call = Call(time.monotonic() + seconds)
+    def call(self, seconds: float, judge: Callable[[list[str]], None] | None = None) -> Iterator[Call]:
+        """What this thread does inside is one call, cut off after so many seconds.
+
+        `judge` is given the addresses of the host before one of them is dialled, and raises if none is to be.
+        """
+        call = Call(time.monotonic() + seconds, judge)
         with self._changed:
             self._calls.add(call)
             if self._thread is None or not self._thread.is_alive():  # also after a fork, which takes no threads along
@@ -106,6 +110,12 @@ class Watchdog:
             with self._changed:
                 self._calls.discard(call)
             call.let_go()
+
+    def hurry(self, call: Call, seconds: float) -> None:
+        """Cut this call off after so many seconds from now, if not before."""
+        with self._changed:
+            call.deadline = min(call.deadline, time.monotonic() + seconds)
+            self._changed.notify()
 
     def close(self) -> None:
         """Cut off every open call and end the thread."""
@@ -167,6 +177,8 @@ class _WatchedConnection(HTTPConnection):
             addresses = _resolve(self._dns_host, self.port or self.default_port, max(seconds, 0.001))
         except socket.gaierror as error:
             raise NameResolutionError(self.host, self, error) from error
+        if call is not None and call.judge is not None:
+            call.judge(addresses)
         problem: Exception = OSError("the name has no address")
         for index, address in enumerate(addresses):
             # A fair share for each: one dead address (often the IPv6 one) must not use up all the time.
@@ -244,9 +256,9 @@ class _WatchedAdapter(HTTPAdapter):
 class WatchedSession(requests.Session):
     """A session for many threads whose calls obey the watchdog; never retries and never follows a redirect."""
 
-    def __init__(self, connections: int) -> None:
+    def __init__(self, connections: int, hosts: int = 4) -> None:
         super().__init__()
-        adapter = _WatchedAdapter(pool_connections=4, pool_maxsize=connections, max_retries=0)
+        adapter = _WatchedAdapter(pool_connections=hosts, pool_maxsize=connections, max_retries=0)
         self.mount("https://", adapter)
         self.mount("http://", adapter)
 
