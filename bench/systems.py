@@ -64,6 +64,10 @@ class System(ABC):
         """Start one of its processes, for the first time or again."""
         self.processes.start(name, self.lines[name], self._environ(), cwd=self._home())
 
+    def start_beside(self, name: str, called: str, **changes: str) -> None:
+        """Start one of its processes once more, by another name and with these changes of its environment."""
+        self.processes.start(called, self.lines[name], {**self._environ(), **changes}, cwd=self._home())
+
     def start_redis(self) -> None:
         redis = [server_binary(), "--port", str(self.redis_port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
         redis += ["--appendonly", "yes" if self.redis_appends else "no", "--save", ""]
@@ -93,16 +97,16 @@ class System(ABC):
         self.vendor.wish(delay=0, size=20_000)
         self.load("batch", jobs=16, connections=4)  # the workers are there, and every route has been used once
 
-    def answers(self) -> bool:
-        """Whether its web side does."""
+    def answers(self, port: int | None = None) -> bool:
+        """Whether its web side does, or what listens at another port."""
         with contextlib.suppress(requests.RequestException), requests.Session() as http:  # it listens before it answers
             http.trust_env = False
-            return http.get(f"http://127.0.0.1:{self.port}{self._ready_path}", timeout=5).status_code < 500
+            return http.get(f"http://127.0.0.1:{port or self.port}{self._ready_path}", timeout=5).status_code < 500
         return False
 
     def load(self, program: str, **arguments: Any) -> dict[str, Any]:
         """Run a program of `bench/load` against this system; see `run_load`."""
-        found = run_load(program, port=self.port, dialect=self.name, **arguments)
+        found = run_load(program, **{"port": self.port, "dialect": self.name, **arguments})
         self.processes.check()
         return found
 
@@ -134,6 +138,8 @@ class Darkroom(System):
             "DARKROOM_SECRET_KEY": "s" * 32,
             "DARKROOM_API_KEY": API_KEY,
             "DARKROOM_SANDBOX": "1",
+            "DARKROOM_PUBLIC_URL": f"http://127.0.0.1:{self.port}",
+            "DARKROOM_WEBHOOK_ALLOW": "127.0.0.0/8",
             "DATAOORTS_API_KEY": "bench",
             "DATAOORTS_URL": self.vendor.url,
             "PORT": str(self.port),

@@ -46,6 +46,7 @@ class Service:
             "DARKROOM_DATA_DIR": str(folder.path),
             "DARKROOM_API_KEY": self.api_key,
             "DARKROOM_SECRET_KEY": given.get("DARKROOM_SECRET_KEY") or folder.secret_key(),
+            "DARKROOM_PUBLIC_URL": given.get("DARKROOM_PUBLIC_URL") or f"http://{web.LOOPBACK}:{port}",
             "BIND": web.LOOPBACK,
             "PORT": str(port),
             "PYTHONUNBUFFERED": "1",

@@ -89,8 +89,12 @@ def submit(
     deadline_seconds: float | None,
     max_wait_seconds: float,
     retried_from: str | None = None,
+    webhook: Mapping[str, Any] | None = None,
 ) -> Row[Any]:
-    """Accept a job: from the commit of this transaction on it is ours, whatever becomes of Redis. Returns its row."""
+    """Accept a job: from the commit of this transaction on it is ours, whatever becomes of Redis. Returns its row.
+
+    `webhook`: {url, events}, who is told of it beside the project's endpoints.
+    """
     job = tx.execute(
         moves.SUBMIT,
         {
@@ -105,6 +109,7 @@ def submit(
             "deadline_seconds": deadline_seconds,
             "max_wait_seconds": max_wait_seconds,
             "retried_from": retried_from,
+            "webhook": None if webhook is None else dict(webhook),
         },
     ).one()
     moves.record(tx, job, Status.queued, {})
@@ -240,6 +245,7 @@ def retry(tx: Connection, job_id: str, *, backend: str, sandbox: bool, max_wait_
         deadline_seconds=None,
         max_wait_seconds=max_wait_seconds,
         retried_from=job_id,
+        webhook=job.webhook,
     )
     return Made(new, is_new=True)
 

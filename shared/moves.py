@@ -27,18 +27,10 @@ from sqlalchemy import (
 )
 
 from shared.database import now, now_ms
+from shared.events import EVENT_OF
 from shared.ids import new_id
 from shared.standing import CLAIMABLE, NEVER_TRIED, TERMINAL, is_status, too_old
 from shared.tables import Billed, Outcome, Status, attempts, events, jobs
-
-EVENT_OF = {
-    Status.queued: "job.queued",
-    Status.running: "job.started",
-    Status.succeeded: "job.succeeded",
-    Status.failed: "job.failed",
-    Status.canceled: "job.canceled",
-    Status.expired: "job.expired",
-}
 
 SUBMIT = (
     insert(jobs)
@@ -223,7 +215,7 @@ def record(tx: Connection, job: Row[Any], status: Status, data: dict[str, Any]) 
         _RECORD,
         {
             "id": new_id("evt"),
-            "job_id": job.id,
+            "subject_id": job.id,
             "project_id": job.project_id,
             "sequence": job.sequence,
             "type": EVENT_OF[status],

@@ -20,6 +20,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     false,
     text,
 )
@@ -64,6 +65,32 @@ class Billed(StrEnum):
     unknown = "unknown"
 
 
+class DeliveryStatus(StrEnum):
+    """Where a delivery stands. The last two are ends, which a redelivery leaves again."""
+
+    pending = "pending"
+    sending = "sending"
+    delivered = "delivered"
+    failed = "failed"
+
+
+class TryOutcome(StrEnum):
+    """What became of one try of a delivery. `unknown`: its sender died, or its answer was never seen."""
+
+    running = "running"
+    delivered = "delivered"
+    failed = "failed"
+    unknown = "unknown"
+
+
+class Disabled(StrEnum):
+    """Why an endpoint is told nothing any more: it answered 410, failed for days, or its project said so."""
+
+    gone = "gone"
+    failing = "failing"
+    by_hand = "by_hand"
+
+
 def _partial(condition: str) -> dict[str, Any]:
     """A partial index. SQLite uses it only if the query spells the condition alike, and there a boolean is `= 1`."""
     on_sqlite = re.sub(r"\bready\b", "ready = 1", condition).replace("NOT ready = 1", "ready = 0")
@@ -78,6 +105,7 @@ projects = Table(
     Column("id", String(40), primary_key=True),
     Column("name", String(100), nullable=False, unique=True),
     Column("created_at", UtcTime, nullable=False),
+    Column("feed", BigInteger, nullable=False, server_default="0"),  # the number of the latest event in its feed
 )
 
 # jobs and events name their project without a foreign key: on PostgreSQL every insert would lock the project's one row.
@@ -136,6 +164,7 @@ jobs = Table(
     Column("image_sha256", String(64)),
     Column("retried_from", String(40)),
     Column("data_removed", Boolean, nullable=False, server_default=false()),
+    Column("webhook", _JSON),  # {url, events}: who is told of this job, beside the project's endpoints
     Index("ix_jobs_claim", "backend", "rank", "id", **_partial("status = 'queued' AND ready")),
     Index("ix_jobs_not_ready", "ready_at", **_partial("status = 'queued' AND NOT ready")),
     Index("ix_jobs_queue_until", "queue_until", **_partial("status = 'queued'")),
@@ -166,13 +195,102 @@ attempts = Table(
 events = Table(
     "events",
     metadata,
-    Column("job_id", String(40), ForeignKey("jobs.id"), primary_key=True),
-    Column("sequence", Integer, primary_key=True),
+    Column("subject_id", String(40), primary_key=True),  # what it happened to: a job or an endpoint
+    Column("sequence", Integer, primary_key=True),  # of its subject, from 1
     Column("id", String(40), nullable=False, unique=True),
     Column("project_id", String(40), nullable=False),
     Column("type", String(40), nullable=False),
     Column("data", _JSON, nullable=False),  # what the job's row will not tell any more once it has moved on
     Column("created_at", UtcTime, nullable=False),
+    # Its place in the project's feed, from 1 and without gaps. Given after the commit (worker/feed.py), one project at
+    # a time: so whoever has read up to a number has missed nothing before it.
+    Column("number", BigInteger),
+    Index("ix_events_not_numbered", "created_at", **_partial("number IS NULL")),
+    Index("ix_events_feed", "project_id", "number", unique=True, **_partial("number IS NOT NULL")),
+)
+
+endpoints = Table(
+    "endpoints",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("project_id", String(40), nullable=False),
+    Column("url", String(2048), nullable=False),
+    Column("description", String(200), nullable=False),
+    Column("events", _JSON, nullable=False),  # the types that it is told of
+    Column("sequence", Integer, nullable=False),  # grows by one at every event of its own
+    Column("disabled_at", UtcTime),
+    Column("disabled_reason", String(20)),  # see Disabled
+    Column("created_at", UtcTime, nullable=False),
+    Index("ix_endpoints_project_id_id", "project_id", "id"),
+)
+
+#: What deliveries are signed with: of an endpoint, or of a project for the URLs that its jobs name.
+webhook_secrets = Table(
+    "webhook_secrets",
+    metadata,
+    Column("owner_id", String(40), primary_key=True),
+    Column("number", Integer, primary_key=True),  # from 1; the latest signs first
+    Column("sealed", String(200), nullable=False),  # encrypted under SECRET_KEY (shared/webhook_secrets.py)
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),  # of one that was replaced: until then both sign
+)
+
+#: Who receives deliveries: an endpoint, or the server of the URLs that a project's jobs name. Its row is the lock under
+#: which its deliveries are claimed, put off and counted.
+receivers = Table(
+    "receivers",
+    metadata,
+    Column("id", String(330), primary_key=True),  # an endpoint's id, or a project's and the server's address
+    Column("host", String(255), nullable=False),
+    Column("window", Integer, nullable=False),  # how many deliveries may be on their way to it at once
+    Column("failures", Integer, nullable=False),  # tries that failed, in a row
+    Column("failing_since", UtcTime),
+    Column("rest_until", UtcTime),  # after failures it is left alone until then
+    Column("next_due_at", UtcTime),  # of its pending deliveries; null: there is none
+    Index("ix_receivers_next_due_at", "next_due_at", **_partial("next_due_at IS NOT NULL")),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("project_id", String(40), nullable=False),
+    Column("event_id", String(40), nullable=False),
+    Column("subject_id", String(40), nullable=False),  # the event's
+    Column("type", String(40), nullable=False),  # the event's
+    Column("endpoint_id", String(40)),  # null: to the URL that the job named
+    Column("receiver", String(330), nullable=False),
+    Column("host", String(255), nullable=False),
+    Column("url", String(2048), nullable=False),
+    Column("status", String(10), nullable=False),
+    Column("tries", Integer, nullable=False),  # so far, and how many rows it has in delivery_tries
+    Column("step", Integer, nullable=False),  # tries since the schedule began: a redelivery begins it anew
+    Column("is_retry", Boolean, nullable=False),  # step > 0: it stands behind first tries
+    Column("scheduled_at", UtcTime, nullable=False),  # when the schedule began
+    Column("due_at", UtcTime, nullable=False),  # of the next try
+    Column("fence", Integer, nullable=False),
+    Column("worker", String(100)),
+    Column("lease_until", UtcTime),
+    Column("created_at", UtcTime, nullable=False),
+    Column("completed_at", UtcTime),
+    Index("ix_deliveries_due", "receiver", "is_retry", "due_at", "id", **_partial("status = 'pending'")),
+    Index("ix_deliveries_sending", "host", "receiver", **_partial("status = 'sending'")),
+    Index("ix_deliveries_project_id_id", "project_id", "id"),
+    Index("ix_deliveries_subject_id_id", "subject_id", "id"),
+    Index("ix_deliveries_endpoint_id_id", "endpoint_id", "id", **_partial("endpoint_id IS NOT NULL")),
+)
+
+delivery_tries = Table(
+    "delivery_tries",
+    metadata,
+    Column("delivery_id", String(40), primary_key=True),
+    Column("number", Integer, primary_key=True),  # from 1
+    Column("started_at", UtcTime, nullable=False),
+    Column("outcome", String(10), nullable=False),
+    Column("seconds", Float),  # how long it took
+    Column("status", Integer),  # of the answer, if there was one
+    Column("error", _JSON),  # {code, message}, if there was none
+    Column("answer", Text),  # the start of its body
 )
 
 #: How long a repeated request gets the job of the first one.

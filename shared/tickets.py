@@ -1,4 +1,5 @@
-"""The bell: how workers are told that there is work. A ticket says "there is work for this backend" and no more.
+"""The bell: how workers are told that there is work. A ticket says "there is work for this backend" and no more, or
+"there are deliveries".
 
 A lost, doubled or stale ticket does no harm, because the database decides who works at what: Redis may be emptied
 or be away at any moment. So ringing never waits for Redis in a request, and never fails.
@@ -17,8 +18,12 @@ from shared.settings import Settings
 
 log = logging.getLogger(__name__)
 
-#: The name of the one task: claim and work until no job is left.
+#: The names of the tasks: claim and work until no job is left; claim and send until no delivery is due.
 TASK = "darkroom.generate"
+DELIVER_TASK = "darkroom.deliver"
+
+#: What is rung for, where it is not a backend.
+DELIVERIES = "deliver"
 
 #: More tickets than this wait in no queue. A ticket starts one slot, which works until no job is left and rings while
 #: it finds more than its own: so a handful starts them all within a few milliseconds, and a flood of tickets, each of
@@ -26,9 +31,9 @@ TASK = "darkroom.generate"
 ENOUGH = 16
 
 
-def queue_of(backend: str) -> str:
-    """The Celery queue of a backend."""
-    return f"generate.{backend}"
+def queue_of(work: str) -> str:
+    """The Celery queue of a backend, or of DELIVERIES."""
+    return work if work == DELIVERIES else f"generate.{work}"
 
 
 def configuration(settings: Settings) -> dict[str, Any]:
@@ -75,17 +80,18 @@ def broker(settings: Settings) -> Celery:
     return app
 
 
-def put(app: Celery, backend: str, *, at_most: int, up_to: int = ENOUGH) -> int:
-    """Put tickets into the backend's queue: `at_most` so many, and no more once it holds `up_to`.
+def put(app: Celery, work: str, *, at_most: int, up_to: int = ENOUGH) -> int:
+    """Put tickets into the queue of a backend, or of DELIVERIES: `at_most` so many, and no more once it holds `up_to`.
 
     Returns how many found no room. Raises what kombu and redis-py raise while Redis is away.
     """
-    queue: Any = Queue(queue_of(backend))  # celery-types knows neither queues in send_task nor what declaring returns
+    task, arguments = (DELIVER_TASK, ()) if work == DELIVERIES else (TASK, (work,))
+    queue: Any = Queue(queue_of(work))  # celery-types knows neither queues in send_task nor what declaring returns
     with app.producer_or_acquire() as producer:
         waiting = queue(producer.channel).queue_declare().message_count
         missing: int = max(min(at_most, up_to - waiting), 0)
         for _ in range(missing):
-            app.send_task(TASK, (backend,), queue=queue, producer=producer, retry=False, ignore_result=True)
+            app.send_task(task, arguments, queue=queue, producer=producer, retry=False, ignore_result=True)
         return at_most - missing
 
 
@@ -105,10 +111,13 @@ class Bell(Courier):
         self._app = app
         self._asked: Counter[str] = Counter()
 
-    def ring(self, backend: str, jobs: int = 1) -> None:
-        """There are this many more jobs for this backend. Call it after the commit. Returns at once and never fails."""
+    def ring(self, work: str, count: int = 1) -> None:
+        """There are this many more jobs for this backend, or DELIVERIES. Call it after the commit.
+
+        Returns at once and never fails.
+        """
         with self._wake:
-            self._asked[backend] += jobs
+            self._asked[work] += count
             self._send()
 
     def _waiting(self) -> bool:
@@ -118,7 +127,7 @@ class Bell(Courier):
         with self._wake:
             asked, self._asked = self._asked, Counter()
         try:
-            refused = [put(self._app, backend, at_most=jobs) for backend, jobs in asked.items()]
+            refused = [put(self._app, work, at_most=count) for work, count in asked.items()]
         except Exception as error:  # noqa: BLE001  kombu, redis-py and sockets raise many kinds
             log.warning("Redis could not be rung (%s); the sweep will", type(error).__name__)
             return self.PAUSE_SECONDS

@@ -62,6 +62,8 @@ class Service:
             "DARKROOM_API_KEY": API_KEY,
             "DARKROOM_SANDBOX": "1",
             "DARKROOM_LEASE_SECONDS": "10",
+            "DARKROOM_PUBLIC_URL": self.url,
+            "DARKROOM_WEBHOOK_ALLOW": "127.0.0.0/8",
             "DATAOORTS_API_KEY": "sandbox",
             "PORT": str(self.port),
             "PATH": f"{Path(sys.executable).parent}:{os.defpath}",

@@ -1,6 +1,7 @@
 """Celery and the worker's wiring. Started by Celery's own command; the lines stand in the Procfile.
 
     celery -A worker.app worker -P threads -c 200 -Q generate.dataoorts
+    celery -A worker.app worker -P threads -c 100 -Q deliver
 
 Pool `threads`: a hosted backend's worker waits on the network, 200 calls at once in one process, and the pool is the
 one that neither loses nor stalls at that (the measurements stand in docs/decisions.md).
@@ -24,13 +25,16 @@ from shared.announcements import Announcer, client
 from shared.database import AWAY, Database
 from shared.image_store import open_image_store
 from shared.settings import Settings
+from shared.webhook_secrets import Vault
 from worker import presence, tasks
 from worker.backends.base import Backend
 from worker.backends.dataoorts import Dataoorts
 from worker.closing import Closing
 from worker.generation import Generation
 from worker.leases import Leases
+from worker.posting import Poster
 from worker.recovery import Recovery
+from worker.sender import Sender
 from worker.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -89,6 +93,22 @@ class Worker:
             )
             for backend in self.backends
         }
+        self.sender = self._sender(wanted) if tickets.queue_of(tickets.DELIVERIES) in queues else None
+
+    def _sender(self, wanted: Settings) -> Sender:
+        if wanted.public_url is None:
+            _refuse("DARKROOM_PUBLIC_URL: must be set, as webhooks carry links: where clients reach the API")
+        return Sender(
+            database=self.database,
+            poster=Poster(wanted.webhook_allow, connections=self.slots),
+            vault=Vault(wanted.secret_key),
+            worker=self.name,
+            slots=self.slots,
+            base_url=wanted.public_url,
+            secret_key=wanted.secret_key,
+            stopping=self.stopping,
+            more=partial(self.bell.ring, tickets.DELIVERIES),
+        )
 
     def _may_claim(self, recovery: Recovery) -> bool:
         return recovery.done.is_set() and self.leases.steady()
@@ -112,6 +132,8 @@ class Worker:
             spool.close()
         for backend in self.backends:
             backend.close()
+        if self.sender is not None:
+            self.sender.close()
         self.leases.close()
         with suppress(*AWAY), self.database.write() as tx:
             presence.leave(tx, self.name)
@@ -145,10 +167,11 @@ def _start(sender: Any, **_: Any) -> None:
     """Before Celery takes the first ticket. An exception here would only be logged, so what is wrong exits."""
     queues = set(sender.app.amqp.queues.consume_from)
     worker = Worker(settings.load(), queues, sender.concurrency)
-    if not worker.generations:
-        _refuse(f"none of the queues {', '.join(sorted(queues))} belongs to a backend of DARKROOM_BACKENDS")
+    if not worker.generations and worker.sender is None:
+        known = f"a backend of DARKROOM_BACKENDS, nor is it {tickets.DELIVERIES}"
+        _refuse(f"none of the queues {', '.join(sorted(queues))} belongs to {known}")
     worker.start()
-    tasks.register(sender.app, worker.generations)
+    tasks.register(sender.app, worker.generations, worker.sender)
     # Celery keeps weak references to receivers: these live as long as the worker does.
     signals.worker_shutting_down.connect(lambda **_: worker.stopping.set(), weak=False)
     signals.worker_shutdown.connect(lambda **_: worker.close(), weak=False)

@@ -66,8 +66,8 @@ class Generation:
         self._closing = Closing(database, images)
         self._backend = backend
         self._leases = leases
-        terms = Terms(worker, lease_seconds, backend.attempt_seconds, prices, max_crashes)
-        self._claims = Claims(database, backend.name, terms, more)
+        self._terms = Terms(worker, lease_seconds, backend.attempt_seconds, prices, max_crashes)
+        self._claims = Claims(self._take, more)
         self._max_attempts = max_attempts
         self._stopping = stopping
         self._keep = spool.keep if spool is not None else Entry
@@ -78,6 +78,10 @@ class Generation:
         """Claim and work until no job is left, or until asked to stop."""
         while not self._stopping.is_set() and self._may_claim() and (claim := self._claims.next()):
             self.run_attempt(claim)
+
+    def _take(self, limit: int) -> list[Claim]:
+        with self._database.write() as tx:
+            return jobs.claim(tx, self._backend.name, self._terms, limit=limit)
 
     @property
     def backend_name(self) -> str:

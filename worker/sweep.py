@@ -9,22 +9,29 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, Select, delete, func, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, delete, func, select, tuple_
 
-from shared import jobs, settings, tickets
-from shared.announcements import Announcer, client
+from shared import deliveries, jobs, receivers, settings, tickets
+from shared.announcements import Announcer, Listener, client
 from shared.database import AWAY, Database, now
 from shared.image_store import ImageStore, open_image_store
+from shared.receivers import SENDING
 from shared.standing import ATTEMPT_RUNS, CLAIMABLE, NEVER_TRIED, TERMINAL, is_status
 from shared.tables import KEYS_KEPT_SECONDS, Billed, Outcome, Status, attempts
+from shared.tables import deliveries as sent
 from shared.tables import idempotency_keys as keys
 from shared.tables import jobs as table
 from worker import presence, redis_check
+from worker.feed import AT_MOST, Feed, FeedClerk
 
 log = logging.getLogger("worker.sweep")
+
+#: What had a lease that ran out: its id, its fence, and that lease.
+Lapsed = tuple[str, int, datetime]
 
 
 def queued_and_due(due: ColumnElement[datetime | None], *conditions: ColumnElement[bool]) -> Select[tuple[str]]:
@@ -50,6 +57,7 @@ class Sweep:
         images: ImageStore,
         bell: tickets.Bell,
         backends: Sequence[str],
+        feed: Feed,
         *,
         max_crashes: int,
         clock: Callable[[], float] = time.monotonic,
@@ -60,7 +68,9 @@ class Sweep:
         self._backends = backends
         self._max_crashes = max_crashes
         self._clock = clock
-        self._lapsed: dict[tuple[str, int, datetime], float] = {}
+        self._feed = feed
+        self._lapsed: dict[Lapsed, float] = {}
+        self._lapsed_sending: dict[Lapsed, float] = {}
         self._walked_to = ("", 0)
 
     def round(self) -> bool:
@@ -73,7 +83,10 @@ class Sweep:
             self.forget_unpointed_images,
             self.forget_old_keys,
             self.forget_dead_workers,
+            self.number_events,
+            self.rescue_deliveries,
             self.ring,
+            self.ring_for_deliveries,
         )
         more = [self._run(repair) for repair in repairs]  # each of them, before any() stops at the first
         return any(more)
@@ -98,16 +111,23 @@ class Sweep:
         )
         with self._database.read() as connection:
             rows = connection.execute(lapsed).all()
+        self._lapsed = self._seen_twice(rows, self._lapsed, self._rescue)
+        return False  # more than the limit: they are seen in the next round, and rescued after the same pause
+
+    def _seen_twice(
+        self, rows: Iterable[Any], before: dict[Lapsed, float], rescue: Callable[[Row[Any]], None]
+    ) -> dict[Lapsed, float]:
+        """Rescue those whose same lease was seen lapsed long enough ago; returns when each was seen first."""
         seen, moment = {}, self._clock()
         for row in rows:
             key = (row.id, row.fence, row.lease_until)
-            seen[key] = self._lapsed.get(key, moment)
+            seen[key] = before.get(key, moment)
             if moment - seen[key] >= self.RESCUE_PAUSE_SECONDS:
-                self._rescue(row.id, row.fence, row.attempts)
-        self._lapsed = seen
-        return False  # more than the limit: they are seen in the next round, and rescued after the same pause
+                rescue(row)
+        return seen
 
-    def _rescue(self, job_id: str, fence: int, attempt: int) -> None:
+    def _rescue(self, row: Row[Any]) -> None:
+        job_id, fence, attempt = row.id, row.fence, row.attempts
         stored = self._images.of_job(job_id)
         with self._database.write() as tx:
             # Its worker died between storing the picture and saying so: it is paid for, and as good as any.
@@ -189,6 +209,31 @@ class Sweep:
             presence.forget_the_dead(tx)
         return False
 
+    def number_events(self) -> bool:
+        """Events get their numbers and lead to deliveries, if nobody did it at once (see `main`)."""
+        return self._feed.round() >= AT_MOST
+
+    def rescue_deliveries(self) -> bool:
+        """Deliveries whose sender died: they are due again, with the same id."""
+        lapsed = select(sent).where(SENDING, sent.c.lease_until < now()).limit(10 * self.LIMIT)
+        with self._database.read() as connection:
+            rows = connection.execute(lapsed).all()
+        self._lapsed_sending = self._seen_twice(rows, self._lapsed_sending, self._rescue_delivery)
+        return False
+
+    def _rescue_delivery(self, row: Row[Any]) -> None:
+        with self._database.write() as tx:
+            if deliveries.rescue(tx, row):
+                log.info("%s: its sender is gone, it is due again", row.id)
+
+    def ring_for_deliveries(self) -> bool:
+        """Some tickets for what is due now: what was put off, and what a lost ticket did not tell of."""
+        with self._database.read() as connection:
+            due = receivers.count_due(connection, at_most=tickets.ENOUGH)
+        if due:
+            self._bell.ring(tickets.DELIVERIES, due)
+        return False
+
     def ring(self) -> bool:
         """Some tickets for the jobs that can be claimed: a lost one, or an emptied Redis, is made up for."""
         for backend in self._backends:
@@ -214,17 +259,17 @@ def main() -> None:
         log.warning("Redis: %s", complaint)
     announcer = Announcer(client(wanted))
     database.after_commit = announcer.tell
-    sweep = Sweep(
-        database,
-        open_image_store(wanted.image_store, database),
-        tickets.Bell(tickets.broker(wanted)),
-        wanted.backends,
-        max_crashes=wanted.max_crashes,
-    )
+    bell = tickets.Bell(tickets.broker(wanted))
+    feed = Feed(database, lambda planned: bell.ring(tickets.DELIVERIES, planned))
+    images = open_image_store(wanted.image_store, database)
+    sweep = Sweep(database, images, bell, wanted.backends, feed, max_crashes=wanted.max_crashes)
+    clerk = FeedClerk(feed, lambda heard: Listener(client(wanted), heard))
+    clerk.start()
     log.info("sweeping every second")
     pause = 0.0
     while not stop.wait(pause):
         pause = 0.0 if sweep.round() else 1.0
+    clerk.close()
 
 
 if __name__ == "__main__":

@@ -6,11 +6,18 @@ from celery import Celery
 
 from shared import tickets
 from worker.generation import Generation
+from worker.sender import Sender
 
 
-def register(app: Celery, generations: Mapping[str, Generation]) -> None:
-    """Give the application its task, for the backends that this worker serves."""
+def register(app: Celery, generations: Mapping[str, Generation], sender: Sender | None) -> None:
+    """Give the application its tasks, for the backends that this worker serves, and for deliveries if it sends them."""
 
     @app.task(name=tickets.TASK)
     def generate(backend: str) -> None:
         generations[backend].work()
+
+    if sender is not None:
+
+        @app.task(name=tickets.DELIVER_TASK)
+        def deliver() -> None:
+            sender.work()

@@ -369,7 +369,7 @@ class DrilledDarkroom(Darkroom, Drilled):
     def ended_twice(self) -> int:
         ends = [f"job.{status}" for status in Status if status not in OPEN]
         with self._database.read() as connection:
-            ended = Counter(connection.scalars(select(events.c.job_id).where(events.c.type.in_(ends))))
+            ended = Counter(connection.scalars(select(events.c.subject_id).where(events.c.type.in_(ends))))
             drawn = Counter(connection.scalars(select(images.c.job_id)))
         return sum(1 for count in (ended | drawn).values() if count > 1)
 

@@ -35,6 +35,7 @@ from shared.tables import jobs as table
 from shared.tickets import Bell
 from tests.lives import PRICES, SUBMISSION, job_row
 from worker.backends.base import Backend, Canceled, Failure, Kind, Picture, Request
+from worker.feed import Feed
 from worker.generation import Generation
 from worker.leases import Leases
 from worker.sweep import Sweep
@@ -360,6 +361,7 @@ class Race:
             DatabaseImageStore(self._sweeps),
             cast(Bell, SilentBell()),
             ["dataoorts"],
+            Feed(self._sweeps),
             max_crashes=2,
             clock=lambda: float(next(clock)),
         )

@@ -20,7 +20,7 @@ OURS = {name: service for name, service in SERVICES.items() if service["image"].
 PROCESSES = {command.name: command.line for command in procfile.read(ROOT / "Procfile")}
 KNOWN = {settings.variable(field) for field in Settings.model_fields}
 #: Stateless, or of no use to ask: the file says why.
-WITHOUT_HEALTH_CHECK = {"worker-dataoorts", "worker-sweep", "migrate"}
+WITHOUT_HEALTH_CHECK = {"worker-dataoorts", "worker-webhooks", "worker-sweep", "migrate"}
 
 
 @pytest.mark.parametrize("name", PROCESSES)

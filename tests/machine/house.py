@@ -27,6 +27,7 @@ from tests.machine.promises import Promises
 from tests.machine.stepping import Answer, Died, Fate, Hand, Turn, step
 from worker.backends.base import Canceled, Capabilities, Failure, Kind, Picture, Progress, Request, Unjudged
 from worker.closing import Closing
+from worker.feed import Feed
 from worker.generation import Generation
 from worker.leases import Leases
 from worker.recovery import Recovery
@@ -391,6 +392,7 @@ class Sweeper:
             house.images,
             house.tickets,
             [BACKEND],
+            Feed(house.database),
             max_crashes=MAX_CRASHES,
             clock=lambda: house.clock.own + self.off,
         )

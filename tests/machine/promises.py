@@ -222,11 +222,12 @@ class Promises:
                 self._holds(there == job.image_sha256, "who succeeded has a readable picture")
 
     def _events(self) -> None:
-        query = select(events.c.job_id, events.c.sequence, events.c.type).order_by(events.c.job_id, events.c.sequence)
+        where = events.c.subject_id, events.c.sequence
+        query = select(*where, events.c.type).order_by(*where)
         told: dict[str, list[tuple[int, str]]] = defaultdict(list)
         with self._database.read() as connection:
             for row in connection.execute(query):
-                told[row.job_id].append((row.sequence, row.type))
+                told[row.subject_id].append((row.sequence, row.type))
         for job in self._jobs.values():
             numbers, types = zip(*told[job.id], strict=True)
             self._holds(list(numbers) == list(range(1, job.sequence + 1)), "every move is an event, numbered")

@@ -18,13 +18,13 @@ from tests.lives import PRICES, TERMS, an_image, claim_one, ended, job_row, many
 
 def event_types(database: Database, job_id: str) -> list[str]:
     with database.read() as connection:
-        query = select(events.c.type).where(events.c.job_id == job_id).order_by(events.c.sequence)
+        query = select(events.c.type).where(events.c.subject_id == job_id).order_by(events.c.sequence)
         return list(connection.scalars(query))
 
 
 def last_event(database: Database, job_id: str) -> Row[Any]:
     with database.read() as connection:
-        query = select(events).where(events.c.job_id == job_id).order_by(events.c.sequence.desc()).limit(1)
+        query = select(events).where(events.c.subject_id == job_id).order_by(events.c.sequence.desc()).limit(1)
         return connection.execute(query).one()
 
 

@@ -1,7 +1,7 @@
 """Claims for many threads at once."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -15,11 +15,19 @@ from tests.lives import TERMS, submit
 from worker.claims import Claims
 
 
+def claims_of(database: Database, more: Callable[[int], None] = lambda count: None) -> Claims[jobs.Claim]:
+    def take(limit: int) -> list[jobs.Claim]:
+        with database.write() as tx:
+            return jobs.claim(tx, "dataoorts", TERMS, limit=limit)
+
+    return Claims(take, more)
+
+
 def test_threads_that_wait_while_one_claims_are_served_together_and_each_gets_another_job(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submitted = {submit(database).id for _ in range(70)}
-    claims, first, go = Claims(database, "dataoorts", TERMS), threading.Event(), threading.Event()
+    claims, first, go = claims_of(database), threading.Event(), threading.Event()
     transactions: list[int] = []
     real = jobs.claim
 
@@ -47,7 +55,7 @@ def test_nobody_gets_a_job_while_the_database_is_away_and_nobody_hangs(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit(database)
-    claims = Claims(database, "dataoorts", TERMS)
+    claims = claims_of(database)
 
     def away(*_: object, **__: object) -> list[jobs.Claim]:
         raise OperationalError("claim", {}, Exception("away"))
@@ -61,7 +69,7 @@ def test_nobody_gets_a_job_while_the_database_is_away_and_nobody_hangs(
 def test_a_claim_whose_commit_failed_is_nobodys(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Handed out all the same, it led to a call of the vendor that stood in no book."""
     submit(database)
-    claims, write = Claims(database, "dataoorts", TERMS), database.write
+    claims, write = claims_of(database), database.write
 
     @contextmanager
     def full() -> Iterator[Connection]:
@@ -78,7 +86,7 @@ def test_a_claim_whose_commit_failed_is_nobodys(database: Database, monkeypatch:
 
 def test_whoever_finds_more_jobs_than_its_own_says_so_and_whoever_finds_none_is_silent(database: Database) -> None:
     said: list[int] = []
-    claims = Claims(database, "dataoorts", TERMS, said.append)
+    claims = claims_of(database, said.append)
     submit(database), submit(database)
     assert claims.next() and claims.next() and said == [1, 1]
     assert claims.next() is None and said == [1, 1]

@@ -15,6 +15,7 @@ from shared.jobs import JobError
 from shared.tables import Billed, Status, attempts, events, idempotency_keys
 from shared.tables import jobs as table
 from tests.lives import SUBMISSION, TERMS, an_image, claim_one, ended, job_row, many, plan, submit
+from worker.feed import Feed
 from worker.sweep import Sweep, queued_and_due
 
 
@@ -43,6 +44,7 @@ def a_sweep(database: Database, clock: Clock | None = None, bell: SilentBell | N
         DatabaseImageStore(database),
         bell or SilentBell(),
         ["dataoorts"],
+        Feed(database),
         max_crashes=3,
         clock=clock or Clock(),
     )

@@ -1,0 +1,325 @@
+"""A delivery's life on both databases: what is made, who gets it, and what becomes of it."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import Row, insert, select, update
+
+from shared import deliveries, endpoints, receivers
+from shared.database import Database, now
+from shared.deliveries import PAUSES, Claim, Result
+from shared.events import TERMINAL_EVENTS
+from shared.tables import DeliveryStatus, Disabled, TryOutcome, delivery_tries, events, projects
+from shared.tables import deliveries as table
+from shared.tables import endpoints as endpoint_rows
+from shared.tables import receivers as receiver_rows
+from shared.webhook_secrets import Vault
+from tests.lives import pass_time, submit
+from worker.feed import Feed
+
+VAULT = Vault("s" * 32)
+DAY = 86400.0
+TAKEN = Result(TryOutcome.delivered, seconds=0.1, status=204, answer="")
+REFUSED = Result(TryOutcome.failed, seconds=0.1, status=500, answer="no")
+
+
+def an_endpoint(database: Database, url: str = "https://a.example/hook", **given: Any) -> str:
+    wanted = {"project_id": "prj_a", "description": "", "events": ["job.queued"], **given}
+    with database.write() as tx:
+        return str(endpoints.register(tx, VAULT, url=url, **wanted)[0].id)
+
+
+def happen(database: Database, count: int = 1) -> list[Row[Any]]:
+    """So many jobs are submitted, and who listens is to be told."""
+    ids = [submit(database).id for _ in range(count)]
+    with database.write() as tx:
+        rows = tx.execute(select(events).where(events.c.subject_id.in_(ids)).order_by(events.c.id)).all()
+        deliveries.plan(tx, rows)
+    return list(rows)
+
+
+def claim(database: Database, limit: int = 100, probes: int = 100) -> list[Claim]:
+    with database.write() as tx:
+        return deliveries.claim(tx, "w", limit=limit, probes=probes)
+
+
+def rescue(database: Database) -> bool:
+    row = the_one(database)
+    with database.write() as tx:
+        return deliveries.rescue(tx, row)
+
+
+def redeliver(database: Database) -> bool:
+    row = the_one(database)
+    with database.write() as tx:
+        return deliveries.redeliver(tx, row)
+
+
+def settle(database: Database, claimed: Claim, result: Result) -> Disabled | None:
+    with database.write() as tx:
+        return deliveries.settle(tx, claimed, result)
+
+
+def all_of(database: Database, rows: Any) -> list[Row[Any]]:
+    with database.read() as connection:
+        return list(connection.execute(select(rows).order_by(*rows.primary_key)).all())
+
+
+def the_one(database: Database, rows: Any = table) -> Row[Any]:
+    [row] = all_of(database, rows)
+    return row
+
+
+def test_an_event_is_told_to_every_endpoint_of_its_project_that_asked_for_it_and_to_no_other(
+    database: Database,
+) -> None:
+    wants = an_endpoint(database)
+    an_endpoint(database, events=list(TERMINAL_EVENTS))
+    an_endpoint(database, project_id="prj_b")
+    disabled = an_endpoint(database)
+    with database.write() as tx:
+        endpoints.disable(tx, disabled, Disabled.by_hand)
+    [event] = happen(database)
+    delivery = the_one(database)
+    assert (delivery.endpoint_id, delivery.event_id, delivery.status) == (wants, event.id, DeliveryStatus.pending)
+
+
+def test_the_url_that_a_job_names_is_told_what_it_asked_for(database: Database) -> None:
+    webhook = {"url": "https://b.example:8443/x?y=z", "events": ["job.queued"]}
+    job = submit(database, webhook=webhook)
+    other = submit(database, webhook={**webhook, "events": list(TERMINAL_EVENTS)})
+    with database.write() as tx:
+        rows = tx.execute(select(events).where(events.c.subject_id.in_((job.id, other.id)))).all()
+        assert deliveries.plan(tx, rows) == 1
+    delivery = the_one(database)
+    assert (delivery.subject_id, delivery.url, delivery.endpoint_id) == (job.id, webhook["url"], None)
+    assert (delivery.receiver, delivery.host) == ("prj_a https://b.example:8443", "b.example")
+
+
+def test_what_is_due_is_claimed_once_however_many_ask(database: Database) -> None:
+    for number in range(5):
+        an_endpoint(database, f"https://{number}.example/")
+    happen(database, 4)
+    with ThreadPoolExecutor(8) as pool:
+        taken = [one for claims in pool.map(lambda _: claim(database, limit=3), range(8)) for one in claims]
+    taken += claim(database)
+    assert len({one.delivery_id for one in taken}) == len(taken) == 5 * receivers.FIRST_WINDOW
+    assert len({(one.delivery_id, one.fence) for one in taken}) == len(taken)
+    assert [row.outcome for row in all_of(database, delivery_tries)] == [TryOutcome.running] * len(taken)
+
+
+def test_the_window_of_a_receiver_grows_with_success_and_falls_to_one_at_a_failure(database: Database) -> None:
+    an_endpoint(database)
+    happen(database, 40)
+    for window in range(receivers.FIRST_WINDOW, 6):
+        in_flight = claim(database)
+        assert len(in_flight) == window
+        settle(database, in_flight.pop(), TAKEN)
+        for one in in_flight:  # the rest goes back as if its sender had died
+            with database.write() as tx:
+                tx.execute(update(table).where(table.c.id == one.delivery_id).values(status="pending", is_retry=False))
+                receivers.find_next_due(tx, one.receiver)
+    [first, *_] = claim(database)
+    settle(database, first, REFUSED)
+    assert the_one(database, receiver_rows).window == 1
+
+
+def test_a_dead_senders_delivery_does_not_count_as_on_its_way(database: Database) -> None:
+    an_endpoint(database)
+    happen(database, 4)
+    assert len(claim(database)) == 2
+    assert claim(database) == []
+    pass_time(database, deliveries.LEASE_SECONDS + 1)
+    assert len(claim(database)) == 2
+
+
+def test_one_host_gets_no_more_at_once_however_many_endpoints_it_has(database: Database) -> None:
+    for number in range(receivers.MOST_PER_HOST):
+        an_endpoint(database, f"https://same.example/{number}")
+    other = an_endpoint(database, "https://other.example/")
+    happen(database, 2)
+    taken: list[Claim] = []
+    while some := claim(database, limit=1):
+        taken += some
+    assert sum(one.endpoint_id != other for one in taken) == receivers.MOST_PER_HOST
+    assert sum(one.endpoint_id == other for one in taken) == 2
+
+
+def test_who_has_not_proved_itself_or_fails_shares_a_part_of_the_senders(database: Database) -> None:
+    proven = an_endpoint(database, "https://good.example/")
+    happen(database)
+    settle(database, claim(database)[0], TAKEN)
+    for number in range(10):
+        an_endpoint(database, f"https://{number}.example/")
+    happen(database, 2)
+    taken = claim(database, probes=3)
+    assert sorted(one.probe for one in taken) == [False] * 2 + [True] * 3
+    assert {one.endpoint_id for one in taken if not one.probe} == {proven}
+    assert claim(database, probes=0) == []
+
+
+def test_those_who_fail_wait_behind_those_who_take_what_they_get(database: Database) -> None:
+    bad = an_endpoint(database, "https://bad.example/")
+    happen(database)
+    settle(database, claim(database)[0], REFUSED)
+    good = an_endpoint(database, "https://good.example/")
+    happen(database)
+    assert [one.endpoint_id for one in claim(database)] == [good, bad]
+
+
+def test_first_tries_go_before_old_retries(database: Database) -> None:
+    an_endpoint(database)
+    [old] = happen(database)
+    settle(database, claim(database)[0], REFUSED)
+    pass_time(database, 600)
+    [new] = happen(database)
+    settle(database, claim(database)[0], TAKEN)
+    rows = {row.event_id: row.status for row in all_of(database, table)}
+    assert rows == {new.id: DeliveryStatus.delivered, old.id: DeliveryStatus.pending}
+
+
+def test_a_receiver_that_fails_again_and_again_is_left_alone_in_between(database: Database) -> None:
+    an_endpoint(database)
+    happen(database, 20)
+    for _ in range(receivers.FAILURES_BEFORE_REST):
+        settle(database, claim(database, limit=1)[0], REFUSED)
+    assert claim(database) == []
+    pass_time(database, 2)
+    [probe] = claim(database)
+    settle(database, probe, TAKEN)
+    assert len(claim(database)) == 2
+
+
+def test_the_tries_of_a_delivery_come_at_the_promised_times_and_then_it_has_failed(database: Database) -> None:
+    an_endpoint(database)
+    happen(database)
+    for number, pause in enumerate((*PAUSES[1:], None), 1):
+        [claimed] = claim(database)
+        assert (claimed.number, claimed.step) == (number, number - 1)
+        settle(database, claimed, REFUSED)
+        if pause is None:
+            break
+        with database.read() as connection:
+            early = table.c.due_at >= now(pause - 1)
+            late = table.c.due_at <= now(pause * (1 + deliveries.MOST_JITTER) + 1)
+            assert connection.execute(select(early & late)).scalar_one()
+        pass_time(database, pause * (1 + deliveries.MOST_JITTER) + 1)
+    assert the_one(database).status == DeliveryStatus.failed
+    assert len(all_of(database, delivery_tries)) == len(PAUSES)
+    assert sum(PAUSES) > 3 * DAY
+
+
+@pytest.mark.parametrize(("asked", "least"), [(0.0, 5), (600.0, 600), (1e9, deliveries.LONGEST_RETRY_AFTER_SECONDS)])
+def test_retry_after_is_obeyed_within_bounds(asked: float, least: float, database: Database) -> None:
+    an_endpoint(database)
+    happen(database)
+    busy = Result(TryOutcome.failed, seconds=0.1, status=503, answer="", retry_after=asked)
+    settle(database, claim(database)[0], busy)
+    with database.read() as connection:
+        within = (table.c.due_at >= now(least - 1)) & (table.c.due_at <= now(least * 1.1 + 2))
+        assert connection.execute(select(within)).scalar_one()
+
+
+def test_who_is_gone_is_told_nothing_any_more_and_the_others_learn_of_it(database: Database) -> None:
+    gone = an_endpoint(database)
+    other = an_endpoint(database, "https://b.example/", events=["endpoint.disabled"])
+    happen(database, 3)
+    claimed = claim(database, limit=1)[0]
+    answer = Result(TryOutcome.failed, seconds=0.1, status=410, answer="", gone=True)
+    with database.write() as tx:
+        reason = deliveries.settle(tx, claimed, answer)
+        assert reason == Disabled.gone
+        endpoints.disable(tx, gone, reason)
+    assert {row.status for row in all_of(database, table)} == {DeliveryStatus.failed}
+    rows = {row.id: row.disabled_reason for row in all_of(database, endpoint_rows)}
+    assert rows == {gone: Disabled.gone, other: None}
+    with database.write() as tx:
+        told = tx.execute(select(events).where(events.c.subject_id == gone)).all()
+        deliveries.plan(tx, told)
+    assert [one.endpoint_id for one in claim(database)] == [other]
+
+
+def test_an_endpoint_that_did_nothing_but_fail_for_days_is_to_be_disabled(database: Database) -> None:
+    an_endpoint(database)
+    happen(database, 2)
+    assert settle(database, claim(database, limit=1)[0], REFUSED) is None
+    pass_time(database, (receivers.FAILING_DAYS - 0.1) * DAY)
+    assert settle(database, claim(database, limit=1)[0], REFUSED) is None
+    pass_time(database, 0.2 * DAY)
+    assert settle(database, claim(database, limit=1)[0], REFUSED) == Disabled.failing
+
+
+def test_a_success_between_failures_begins_the_count_of_days_anew(database: Database) -> None:
+    an_endpoint(database)
+    happen(database, 3)
+    settle(database, claim(database, limit=1)[0], REFUSED)
+    pass_time(database, 6 * DAY)
+    settle(database, claim(database, limit=1)[0], TAKEN)
+    assert settle(database, claim(database, limit=1)[0], REFUSED) is None
+
+
+def test_a_sender_that_died_leaves_its_delivery_to_the_next_with_the_same_event(database: Database) -> None:
+    an_endpoint(database)
+    happen(database)
+    [dead] = claim(database)
+    assert rescue(database)
+    assert not rescue(database)
+    pass_time(database, 10)
+    [again] = claim(database)
+    assert (again.event_id, again.number) == (dead.event_id, 2)
+    assert [one.outcome for one in all_of(database, delivery_tries)] == [TryOutcome.unknown, TryOutcome.running]
+    settle(database, dead, REFUSED)  # it lived, and is too late
+    assert the_one(database).status == DeliveryStatus.sending
+    assert [one.outcome for one in all_of(database, delivery_tries)] == [TryOutcome.failed, TryOutcome.running]
+
+
+def test_a_sender_that_was_taken_for_dead_spares_the_receiver_a_second_one(database: Database) -> None:
+    an_endpoint(database)
+    happen(database)
+    [late] = claim(database)
+    assert rescue(database)
+    settle(database, late, TAKEN)
+    pass_time(database, 10)
+    assert claim(database) == []
+    assert the_one(database).status == DeliveryStatus.delivered
+
+
+def test_a_sender_that_dies_at_the_last_try_does_not_end_the_delivery(database: Database) -> None:
+    an_endpoint(database)
+    happen(database)
+    with database.write() as tx:
+        tx.execute(update(table).values(step=len(PAUSES) - 1))
+    claim(database)
+    assert rescue(database)
+    pass_time(database, 2 * DAY)
+    [again] = claim(database)
+    settle(database, again, TAKEN)
+    assert the_one(database).status == DeliveryStatus.delivered
+
+
+def test_a_redelivery_begins_the_schedule_anew_and_only_for_what_has_ended(database: Database) -> None:
+    an_endpoint(database)
+    happen(database)
+    assert not redeliver(database)
+    [first] = claim(database)
+    settle(database, first, Result(TryOutcome.failed, seconds=0.1, status=400, answer="", final=True))
+    assert the_one(database).status == DeliveryStatus.failed
+    assert redeliver(database)
+    pass_time(database, 60)
+    [again] = claim(database)
+    assert (again.event_id, again.step, again.number) == (first.event_id, 0, 2)
+
+
+def test_the_feed_plans_each_event_once(database: Database) -> None:
+    with database.write() as tx:
+        tx.execute(insert(projects).values(id="prj_a", name="a", created_at=now()))
+    an_endpoint(database)
+    for _ in range(7):
+        submit(database)
+    planned: list[int] = []
+    feed = Feed(database, planned.append)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: feed.round(), range(8)))
+    assert sum(planned) == 7
+    assert len({row.event_id for row in all_of(database, table)}) == len(all_of(database, table)) == 7

@@ -1,0 +1,252 @@
+"""One try of a delivery, with a real receiver on loopback and both databases."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import Row, select, update
+from sqlalchemy.exc import OperationalError
+from standardwebhooks.webhooks import Webhook
+
+from shared import deliveries, endpoints, webhook_secrets
+from shared.database import Database, now
+from shared.tables import DeliveryStatus, Disabled, TryOutcome, delivery_tries, events
+from shared.tables import deliveries as table
+from shared.tables import endpoints as endpoint_rows
+from shared.webhook_secrets import Vault
+from tests.lives import pass_time, submit
+from tests.receiver import Receiver, floods, hangs, resets, says
+from tests.worker.conftest import VAULT
+from worker.feed import Feed
+from worker.sender import Sender
+
+EVENTS = ["job.queued"]
+
+
+def an_endpoint(database: Database, url: str) -> tuple[str, str]:
+    with database.write() as tx:
+        row, secret = endpoints.register(tx, VAULT, project_id="prj_a", url=url, description="", events=EVENTS)
+    return row.id, secret
+
+
+def happen(database: Database, count: int = 1, **changes: Any) -> None:
+    for _ in range(count):
+        submit(database, **changes)
+    Feed(database).round()
+
+
+def rows_of(database: Database, rows: Any) -> list[Row[Any]]:
+    with database.read() as connection:
+        return list(connection.execute(select(rows).order_by(*rows.primary_key)).all())
+
+
+def test_what_is_due_arrives_signed_once_and_is_written_down(
+    database: Database, receiver: Receiver, a_sender: Callable[..., Sender]
+) -> None:
+    _, secret = an_endpoint(database, receiver.url + "/hook?a=b")
+    happen(database, 5)
+    a_sender().work()
+    assert {row.status for row in rows_of(database, table)} == {DeliveryStatus.delivered}
+    assert len(receiver.letters) == 5
+    for letter in receiver.letters:
+        assert letter.path == "/hook?a=b"
+        assert Webhook(secret).verify(letter.body, letter.headers) == letter.told
+        assert letter.headers["content-type"] == "application/json; charset=utf-8"
+        assert letter.headers["user-agent"].startswith("Darkroom")
+    assert {letter.id for letter in receiver.letters} == {row.id for row in rows_of(database, events)}
+    for one in rows_of(database, delivery_tries):
+        assert (one.number, one.outcome, one.status, one.error) == (1, TryOutcome.delivered, 204, None)
+        assert one.seconds > 0
+
+
+def test_the_url_of_a_job_is_signed_with_its_projects_secret_which_is_made_when_it_is_needed(
+    database: Database, receiver: Receiver, a_sender: Callable[..., Sender]
+) -> None:
+    happen(database, webhook={"url": receiver.url, "events": EVENTS})
+    happen(database, webhook={"url": receiver.url, "events": EVENTS}, project_id="prj_b")
+    a_sender().work()
+    with database.read() as connection:
+        secrets = {name: webhook_secrets.live(connection, VAULT, name) for name in ("prj_a", "prj_b")}
+    owners = {row.id: row.project_id for row in rows_of(database, events)}
+    assert len(receiver.letters) == 2
+    for letter in receiver.letters:
+        [secret] = secrets[owners[letter.id]]
+        assert Webhook(secret).verify(letter.body, letter.headers)
+
+
+def test_while_a_secret_is_replaced_both_verify_every_try(
+    database: Database, receiver: Receiver, a_sender: Callable[..., Sender]
+) -> None:
+    endpoint, old = an_endpoint(database, receiver.url)
+    happen(database)
+    receiver.behaviour = says(500)
+    a_sender().work()
+    with database.write() as tx:
+        new = webhook_secrets.rotate(tx, VAULT, endpoint)
+        tx.execute(update(table).values(due_at=now(-1)))
+        tx.execute(update(endpoint_rows).values(description="changed"))
+    receiver.behaviour = says(200)
+    with database.write() as tx:
+        from shared import receivers
+
+        receivers.pardon(tx, endpoint)
+        receivers.find_next_due(tx, endpoint)
+    a_sender().work()
+    first, second = receiver.letters
+    assert first.id == second.id
+    assert Webhook(old).verify(first.body, first.headers)
+    for secret in (old, new):
+        assert Webhook(secret).verify(second.body, second.headers)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "status", "code"),
+    [
+        (says(500, b"oh no"), 500, None),
+        (says(302, Location="http://127.0.0.1:1/"), 302, None),
+        (resets, None, "broken"),
+    ],
+)
+def test_what_went_wrong_is_written_down_for_its_owner(
+    behaviour: Any,
+    status: int | None,
+    code: str | None,
+    database: Database,
+    receiver: Receiver,
+    a_sender: Callable[..., Sender],
+) -> None:
+    receiver.behaviour = behaviour
+    an_endpoint(database, receiver.url)
+    happen(database)
+    a_sender().work()
+    [one] = rows_of(database, delivery_tries)
+    assert (one.outcome, one.status) == (TryOutcome.failed, status)
+    assert (one.error or {}).get("code") == code
+    assert one.answer == {500: "oh no", 302: "", None: None}[status]
+    [delivery] = rows_of(database, table)
+    assert (delivery.status, delivery.is_retry) == (DeliveryStatus.pending, True)
+    assert len(receiver.letters) == 1  # a redirect was not followed
+
+
+def test_an_answer_without_end_is_no_more_than_its_start(
+    database: Database, receiver: Receiver, a_sender: Callable[..., Sender]
+) -> None:
+    receiver.behaviour = floods
+    an_endpoint(database, receiver.url)
+    happen(database)
+    a_sender().work()
+    assert rows_of(database, table)[0].status == DeliveryStatus.delivered
+
+
+def test_gone_disables_the_endpoint_and_ends_what_waits_for_it(
+    database: Database, receiver: Receiver, a_sender: Callable[..., Sender]
+) -> None:
+    receiver.behaviour = says(410)
+    an_endpoint(database, receiver.url)
+    happen(database, 4)
+    a_sender().work()
+    assert rows_of(database, endpoint_rows)[0].disabled_reason == Disabled.gone
+    assert {row.status for row in rows_of(database, table)} == {DeliveryStatus.failed}
+    assert rows_of(database, events)[-1].type == "endpoint.disabled" or any(
+        row.type == "endpoint.disabled" for row in rows_of(database, events)
+    )
+
+
+def test_what_was_planned_while_its_endpoint_was_disabled_is_not_sent(
+    database: Database, receiver: Receiver, a_sender: Callable[..., Sender]
+) -> None:
+    endpoint, _ = an_endpoint(database, receiver.url)
+    happen(database)
+    with database.write() as tx:
+        tx.execute(update(endpoint_rows).where(endpoint_rows.c.id == endpoint).values(disabled_at=now()))
+    a_sender().work()
+    assert receiver.letters == []
+    assert rows_of(database, table)[0].status == DeliveryStatus.failed
+    assert rows_of(database, delivery_tries)[0].error["code"] == "endpoint_closed"
+
+
+def test_a_secret_of_another_key_sends_nothing_unsigned(
+    database: Database, receiver: Receiver, a_sender: Callable[..., Sender]
+) -> None:
+    an_endpoint(database, receiver.url)
+    happen(database)
+    a_sender(vault=Vault("another secret key " * 2)).work()
+    assert receiver.letters == []
+    assert rows_of(database, delivery_tries)[0].error["code"] == "unreadable_secret"
+    assert rows_of(database, table)[0].status == DeliveryStatus.pending
+
+
+def test_those_who_hang_leave_half_of_the_senders_to_the_others(
+    database: Database, receiver: Receiver, a_sender: Callable[..., Sender]
+) -> None:
+    receiver.behaviours = {f"/{number}": hangs for number in range(10)}
+    for path in receiver.behaviours:
+        an_endpoint(database, receiver.url + path)
+    an_endpoint(database, receiver.url + "/good")
+    happen(database, 1)
+    stopping = threading.Event()
+    sender = a_sender(slots=4, stopping=stopping)
+    with ThreadPoolExecutor(4) as pool:
+        working = [pool.submit(sender.work) for _ in range(4)]
+        happen(database, 30)
+        with database.write() as tx:  # it has proved itself before
+            from shared.tables import receivers as receiver_rows
+
+            good = [row.id for row in rows_of(database, endpoint_rows) if row.url.endswith("/good")]
+            tx.execute(update(receiver_rows).where(receiver_rows.c.id.in_(good)).values(window=16))
+        while not receiver.closed.is_set():
+            working.append(pool.submit(sender.work))
+            came = sum(letter.path == "/good" for letter in receiver.letters)
+            if came == 31:
+                receiver.closed.set()
+            stopping.wait(0.05)
+        stopping.set()
+    assert sum(letter.path != "/good" for letter in receiver.letters) <= 12
+
+
+def test_an_end_that_the_database_would_not_take_is_written_down_when_it_is_back(
+    database: Database, receiver: Receiver, a_sender: Callable[..., Sender], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    an_endpoint(database, receiver.url)
+    happen(database)
+    real, times = deliveries.settle, iter(range(3))
+
+    def away(*arguments: Any) -> Any:
+        if next(times, None) is not None:
+            raise OperationalError("", None, Exception("away"))
+        return real(*arguments)
+
+    monkeypatch.setattr(deliveries, "settle", away)
+    monkeypatch.setattr(Sender, "AWAY_PAUSE_SECONDS", 0.01)
+    a_sender().work()
+    assert rows_of(database, table)[0].status == DeliveryStatus.delivered
+    assert len(receiver.letters) == 1
+
+
+def test_everything_arrives_at_a_receiver_that_was_down_for_three_days(
+    database: Database, receiver: Receiver, a_sender: Callable[..., Sender]
+) -> None:
+    receiver.behaviour = says(503)
+    an_endpoint(database, receiver.url)
+    happen(database, 12)
+    sender, passed, days = a_sender(), 0.0, 86400.0
+    while passed < 3 * days:
+        sender.work()
+        pass_time(database, 60.0 if passed < 7200 else 1800.0)
+        passed += 60.0 if passed < 7200 else 1800.0
+    assert {row.status for row in rows_of(database, table)} == {DeliveryStatus.pending}
+    down = len(receiver.letters)
+    receiver.behaviour = says(200)
+    longest = max(deliveries.PAUSES) * (1 + deliveries.MOST_JITTER) + 1800
+    while {row.status for row in rows_of(database, table)} != {DeliveryStatus.delivered}:
+        assert passed < 3 * days + longest
+        pass_time(database, 1800.0)
+        passed += 1800.0
+        sender.work()
+    came = Counter(letter.id for letter in receiver.letters)
+    assert len(came) == 12 and len(receiver.letters) == down + 12
+    tries = Counter(row.delivery_id for row in rows_of(database, delivery_tries))
+    assert all(7 <= count <= len(deliveries.PAUSES) for count in tries.values())
