@@ -1,18 +1,36 @@
 """The API's wiring: settings, what the routes work with, the routes."""
 
 import sys
+from functools import partial
 
 from flask_openapi3.models.info import Info
 from flask_openapi3.openapi import OpenAPI
 
-from api import attempts, auth, errors, health, images, job_list, jobs, models, openapi, queue, strict
+from api import (
+    attempts,
+    auth,
+    deliveries,
+    endpoints,
+    errors,
+    events,
+    health,
+    images,
+    job_list,
+    jobs,
+    models,
+    openapi,
+    queue,
+    strict,
+    webhook_secret,
+)
 from api.auth import Keys
 from api.compat import dataoorts
 from api.compat.shapes import call_body
 from api.forecast import Forecast
 from api.services import Services
 from api.submission import submission_body
-from api.waiting import Waiting
+from api.waiting import Waiting, standing
+from api.webhook_shapes import BODIES
 from shared.announcements import Announcer, Listener, client
 from shared.catalogue import MODELS
 from shared.database import Database
@@ -26,9 +44,10 @@ CANNOT_START = 4
 #: Connections to the database a process. A request holds one for a millisecond or so; the other threads wait.
 CONNECTIONS = 10
 
-#: How many requests of a process may wait for a job at once: fewer than its threads (api/gunicorn.conf.py), so that
-#: those who wait never keep others from being answered.
-WAITING_PLACES = 200
+#: How many requests of a process may wait for a job at once, and how many streams of events may be open beside them:
+#: together fewer than its threads (api/gunicorn.conf.py), so that those who wait never keep others from being answered.
+WAITING_PLACES = 300
+STREAM_PLACES = 300
 
 
 def create_app(settings: Settings | None = None) -> OpenAPI:
@@ -44,12 +63,14 @@ def open_services(settings: Settings) -> Services:
     """What the routes work with. Nothing here waits: the database and Redis may be away."""
     database = Database(settings.database_url, connections=CONNECTIONS, wait_seconds=5)
     announcer = Announcer(client(settings))
-    waiting = Waiting(lambda heard: Listener(client(settings), heard), WAITING_PLACES)
+    waiting = Waiting(
+        lambda heard: Listener(client(settings), heard), partial(standing, database), WAITING_PLACES, STREAM_PLACES
+    )
 
     def tell(moved: list[str]) -> None:
         announcer.tell(moved)
-        for job_id in moved:
-            waiting.wake(job_id)  # those who wait here are told even while Redis is away
+        for subject in moved:
+            waiting.wake(subject)  # those who wait here are told even while Redis is away
 
     database.after_commit = tell
     return Services(
@@ -76,11 +97,12 @@ def build(services: Services) -> OpenAPI:
         static_folder=None,
     )
     errors.install(app)
-    auth.install(app, services.keys)
+    auth.install(app, services.keys, services.settings.secret_key)
     strict.install(app)
-    for resource in (jobs, job_list, attempts, images, queue, models, health, dataoorts):
+    webhooks = (endpoints, deliveries, webhook_secret)
+    for resource in (jobs, job_list, attempts, events, images, *webhooks, queue, models, health, dataoorts):
         openapi.register(app, resource.routes(services))
     app.extensions["darkroom.waiting"] = services.waiting  # for gunicorn.conf.py: waits end when the process stops
     backends = services.settings.backends
-    openapi.install(app, submission_body(MODELS, backends), call_body(MODELS, backends))
+    openapi.install(app, submission_body(MODELS, backends), call_body(MODELS, backends), *BODIES)
     return app

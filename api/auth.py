@@ -17,6 +17,7 @@ from sqlalchemy.exc import ProgrammingError
 from api.errors import Refused, not_found
 from shared.database import AWAY, Database, now
 from shared.ids import is_id, new_id
+from shared.image_link import is_ours, seconds_left
 from shared.settings import Settings
 from shared.tables import jobs, keys, projects
 
@@ -29,6 +30,11 @@ PREFIX_LENGTH = 11
 
 #: A key that was verified is trusted for so long without a look at the database.
 TRUSTED_SECONDS = 10
+
+#: The one route that a signed link opens as well as a key.
+_LINKED = "/v1/jobs/<id>/image"
+_MOMENT = re.compile("[0-9]{1,12}")
+_NO_REFERRER = {"Referrer-Policy": "no-referrer"}
 
 _BEARER = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
 _KEY = re.compile(r"dk_[\x21-\x7e]{8,}")
@@ -132,6 +138,26 @@ def _unknown_key() -> Refused:
     return _unauthenticated("This key is not known.", 'Bearer error="invalid_token"')
 
 
+def check_link(secret_key: str, job_id: str) -> int:
+    """For how many seconds the signed link of this request is still good. Refused if it is not.
+
+    Nothing is read for it, so that whoever tries links learns nothing about jobs.
+    """
+    expires, signature = request.args.get("expires", ""), request.args.get("signature", "")
+    if not _MOMENT.fullmatch(expires) or not is_ours(secret_key, job_id, int(expires), signature):
+        raise Refused("link_invalid", "Use the link whole, as it was made; or ask with a key.", headers=_NO_REFERRER)
+    left = seconds_left(int(expires))
+    if left <= 0:
+        detail = f"Have a new one made: POST /v1/jobs/{job_id}/image/link, with a key."
+        raise Refused("link_expired", detail, headers=_NO_REFERRER)
+    return left
+
+
+def readable_image(job_id: str) -> ColumnElement[bool]:
+    """The condition for this job, if the caller may read its image: by a link that was checked, or as his own."""
+    return own_job(job_id) if g.get("link_seconds") is None else jobs.c.id == job_id
+
+
 def own_job(job_id: str) -> ColumnElement[bool]:
     """The condition for this job, if it is the caller's. Refuses as not found what has not even the shape of an id."""
     if not is_id("job", job_id):
@@ -139,10 +165,16 @@ def own_job(job_id: str) -> ColumnElement[bool]:
     return and_(jobs.c.id == job_id, jobs.c.project_id == g.project_id)
 
 
-def install(app: Flask, known: Keys) -> None:
-    """Ask for a key on every route under /v1/, and on the vendor's own. A new route cannot forget it."""
+def install(app: Flask, known: Keys, secret_key: str) -> None:
+    """Ask for a key on every route under /v1/, and on the vendor's own. A new route cannot forget it.
+
+    In its place an image takes a signed link, which leaves no project to act for: with it, only that image is read.
+    """
 
     @app.before_request
     def require_key() -> None:
-        if request.url_rule is not None and request.url_rule.rule.startswith(("/v1/", "/api/")):
+        rule = "" if request.url_rule is None else request.url_rule.rule
+        if rule == _LINKED and not {"expires", "signature"}.isdisjoint(request.args):
+            g.link_seconds = check_link(secret_key, (request.view_args or {})["id"])
+        elif rule.startswith(("/v1/", "/api/")):
             g.project_id = known.project_of(request.headers.get("Authorization"))

@@ -34,19 +34,24 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "malformed": Kind(400, "The request cannot be read"),
     "unauthenticated": Kind(401, "A valid key is needed"),
+    "link_invalid": Kind(403, "The link is not as it was made"),
+    "link_expired": Kind(403, "The link has expired"),
     "not_found": Kind(404, "Not found"),
     "method_not_allowed": Kind(405, "This method is not offered here"),
     "not_acceptable": Kind(406, "The answer is of a type that was not asked for"),
     "not_ready": Kind(409, "The job has not ended yet", retryable=True),
     "no_image": Kind(409, "The job ended without an image"),
-    "not_ended": Kind(409, "The job has not ended yet", retryable=True),
+    "not_ended": Kind(409, "The job or delivery has not ended yet", retryable=True),
     "not_retryable": Kind(409, "Only a job that ended without an image is submitted again"),
+    "endpoint_disabled": Kind(409, "The endpoint is disabled or removed"),
+    "too_many_endpoints": Kind(409, "The project has as many endpoints as it may have"),
     "removed": Kind(410, "The job's data were removed"),
     "too_large": Kind(413, "The body is too large"),
     "unsupported_media_type": Kind(415, "The body is of another type than is taken here"),
     "range_not_satisfiable": Kind(416, "The image has no such range"),
     "invalid": Kind(422, "The request is not valid"),
     "idempotency_key_reused": Kind(422, "The Idempotency-Key stands for another request"),
+    "too_many_streams": Kind(429, "As many streams are open as there may be", retryable=True),
     "internal": Kind(500, "A fault of ours"),
     "unavailable": Kind(503, "The database is away", retryable=True),
 }
@@ -61,6 +66,11 @@ _BY_STATUS: Mapping[int, tuple[str, str]] = {
     416: ("range_not_satisfiable", "The header Content-Range names the image's length."),
 }
 _KEPT_HEADERS = ("Allow", "Content-Range")
+
+#: Bodies whose shape the model chooses: the first step on the way to a mistake is its name.
+_BY_MODEL = ("SubmitJob", "VendorCall")
+#: Steps that are none in the body: a mistake in a key, and the form of a webhook that was meant.
+_MARKS = ("[key]", "[url]", "[webhook]")
 
 #: More mistakes than this in one request are not listed.
 _MOST_ERRORS = 20
@@ -107,7 +117,9 @@ def invalid_parameter(name: str, detail: str) -> Refused:
 def raise_for_validation(error: ValidationError) -> NoReturn:
     """Refuse for what pydantic found, in a query (shapes whose name ends so) or in a body."""
     say = _parameter if error.title.endswith("Query") else _field
-    raise invalid(say(problem["loc"], problem["msg"], problem["type"]) for problem in error.errors()[:_MOST_ERRORS])
+    skipped = 1 if error.title in _BY_MODEL else 0
+    found = error.errors()[:_MOST_ERRORS]
+    raise invalid(say(problem["loc"][skipped:], problem["msg"], problem["type"]) for problem in found)
 
 
 def pointer_to(path: Iterable[str | int]) -> str:
@@ -123,8 +135,7 @@ def _parameter(path: tuple[str | int, ...], message: str, kind: str) -> dict[str
 def _field(path: tuple[str | int, ...], message: str, kind: str) -> dict[str, str]:
     if kind.startswith("union_tag"):
         return {"pointer": "#/model", "detail": "No such model; GET /v1/models lists them."}
-    # The first step is the model's name, which chose the shape of the body. A mistake in a key is marked by "[key]".
-    steps = [step for step in path[1:] if step != "[key]"]
+    steps = [step for step in path if step not in _MARKS]
     return {
         "pointer": pointer_to(steps),
         "detail": "There is no such field." if kind == "extra_forbidden" else _said(message),

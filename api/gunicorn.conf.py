@@ -7,9 +7,10 @@ from types import FrameType
 from typing import Any
 
 worker_class = "gthread"
-# Threads wait for jobs or for the database most of the time: 200 of each process may wait for jobs (WAITING_PLACES).
+# Threads wait for jobs or for the database most of the time: 300 of each process may wait for jobs, 300 more may tell
+# streams (WAITING_PLACES, STREAM_PLACES), and the rest answer.
 workers = 2
-threads = 232
+threads = 632
 # A worker whose main thread says nothing for so long is replaced; requests have no limit of their own.
 timeout = 60
 # After SIGTERM, for what is being answered. Answers take less than a second, unless the database is slow.
@@ -28,7 +29,7 @@ max_requests = 0
 
 
 def post_worker_init(worker: Any) -> None:
-    """Let SIGTERM end the waits, which would otherwise use up the grace."""
+    """Let SIGTERM end the waits and the streams, which would otherwise use up the grace."""
     waiting = worker.wsgi.extensions["darkroom.waiting"]
     stop: Any = signal.getsignal(signal.SIGTERM)
 

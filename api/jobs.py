@@ -78,7 +78,7 @@ def routes(services: Services) -> APIBlueprint:
         responses=answers({200: Job}, refusals=(401, 404, 406, 413, 422)),
     )
     def cancel_job(path: JobPath, query: NoQuery) -> Response:
-        _refuse_body()
+        refuse_body()
         with database.write() as tx:
             if read_job(tx, path.id) is None:
                 raise not_found()
@@ -96,7 +96,7 @@ def routes(services: Services) -> APIBlueprint:
         responses=answers({200: Job, 202: Job}, refusals=(401, 404, 406, 409, 410, 413, 422), headers=_SUBMITTED),
     )
     def retry_job(path: JobPath, query: NoQuery) -> Response:
-        _refuse_body()
+        refuse_body()
         return _once(services, idempotency.asked_key(None), lambda tx: _retry(tx, services, path.id))
 
     @blueprint.delete(
@@ -107,7 +107,7 @@ def routes(services: Services) -> APIBlueprint:
         responses=answers({204: None}, refusals=(401, 404, 409, 413, 422)),
     )
     def remove_job_data(path: JobPath, query: NoQuery) -> Response:
-        _refuse_body()
+        refuse_body()
         with database.write() as tx:
             row = read_job(tx, path.id)
             if row is None:
@@ -219,7 +219,7 @@ def _is_known(row: Row[Any]) -> bool:
     return request.if_none_match.contains_weak(_etag(row))
 
 
-def _refuse_body() -> None:
+def refuse_body() -> None:
     """Nothing is taken in the body, and so nothing is ignored in it. `{}` says nothing."""
     if b"".join(whole_body(request).split()) not in (b"", b"{}"):
         raise invalid_field("#", "This route takes no body.")

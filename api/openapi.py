@@ -15,20 +15,24 @@ from flask_openapi3.types import SecuritySchemesDict
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from api import webhook_shapes as webhooks
 from api.compat import shapes as compat
 from api.schemas import ANSWERS, QUERIES, NoQuery
 
 #: What a route under /v1/ declares: it asks for a key.
 KEY: list[dict[str, list[str]]] = [{"key": []}]
+#: Beside it, what an image takes in its place.
+LINK: list[dict[str, list[str]]] = [{"link": []}]
 SECURITY_SCHEMES: SecuritySchemesDict = {
-    "key": {"type": "http", "scheme": "bearer", "description": "a key of your project: `dk_...`"}
+    "key": {"type": "http", "scheme": "bearer", "description": "a key of your project: `dk_...`"},
+    "link": {"type": "apiKey", "in": "query", "name": "signature", "description": "of a signed link to an image"},
 }
 
 _REF = "#/components/schemas/{model}"
 _HEADERS = {
     "ETag": "what to send as If-None-Match",
     "Idempotent-Replayed": "`true` if an earlier request with this key made the job",
-    "Location": "the job's URL",
+    "Location": "the URL of what was made",
     "Preference-Applied": "the wait that was honoured",
     "Retry-After": "seconds after which to ask again",
     "X-Job-Id": "the job that the answer is about",
@@ -41,6 +45,8 @@ _ASKED: Mapping[str, tuple[str, ...]] = {
     "retryJob": ("Idempotency-Key", "Prefer"),
     "getJob": ("If-None-Match", "Prefer"),
     "getImage": ("If-None-Match", "Range"),
+    "listJobEvents": ("Last-Event-ID",),
+    "listEvents": ("Last-Event-ID",),
     "callAsVendor": ("Idempotency-Key",),
 }
 _ASKED_FOR: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -48,6 +54,7 @@ _ASKED_FOR: Mapping[str, tuple[str, dict[str, Any]]] = {
         "1 to 255 visible characters, bare or quoted: the same request with the same key gets the same job for 24 h",
         {"pattern": "^[!-~]+$", "minLength": 1, "maxLength": 255},
     ),
+    "Last-Event-ID": ("of a stream, in place of `after`: the `id` that came last; what came after it follows", {}),
     "If-None-Match": ("the ETag of an earlier answer: 304 as long as it is what there is", {}),
     "Prefer": ("`wait=N`: answer when the job has ended, or after so many seconds, at most 60", {}),
     "Range": ("`bytes=FIRST-LAST`: a part of the image", {}),
@@ -104,14 +111,15 @@ def register(app: OpenAPI, routes: APIBlueprint) -> None:
 def document(app: OpenAPI, *bodies: type[BaseModel]) -> dict[str, Any]:
     """The OpenAPI document of all routes. Its schemas are pydantic's own: flask-openapi3's leave out some keywords."""
     made: dict[str, Any] = json.loads(json.dumps(app.api_doc))
-    shapes = (*ANSWERS, *compat.ANSWERS)
+    shapes = (*ANSWERS, *webhooks.ANSWERS, *compat.ANSWERS)
     _, definitions = models_json_schema(
         [*((body, "validation") for body in bodies), *((shape, "serialization") for shape in shapes)], ref_template=_REF
     )
     made["components"]["schemas"] = definitions["$defs"]
+    queries = {**QUERIES, **webhooks.QUERIES}
     for path in made["paths"].values():
         for operation in path.values():
-            query = QUERIES.get(operation["operationId"], NoQuery)
+            query = queries.get(operation["operationId"], NoQuery)
             exact = query.model_json_schema(ref_template=_REF).get("properties", {})
             for parameter in operation.get("parameters", []):
                 parameter["schema"] = deepcopy(exact.get(parameter["name"], parameter["schema"]))

@@ -9,8 +9,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic.config import JsonDict
 
+from shared.events import Event
+from shared.image_link import LONGEST_SECONDS, WEBHOOK_SECONDS
 from shared.job_object import Job, Moment
 from shared.tables import Billed, Outcome, Status
+
+#: Bodies take nothing that they do not know, and no text for a number.
+STRICT = ConfigDict(extra="forbid", strict=True)
 
 #: Texts that a database can store.
 WITHOUT_NUL: JsonDict = {"pattern": "^[^\\u0000]*$"}
@@ -37,6 +42,16 @@ def _read_number(value: object) -> int:
         raise ValueError("must be a whole number")
     return int(value)
 
+
+def _whole(value: object) -> object:
+    # JSON has one kind of number: 20.0 is the integer 20, to JSON Schema too.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+#: Goes after the limits: pydantic leaves limits that stand after it out of the schema.
+MAY_BE_FLOAT = BeforeValidator(_whole)
+
+Limit = Annotated[int, Field(ge=1, le=100), BeforeValidator(_read_number)]
 
 AskedMoment = Annotated[
     datetime, BeforeValidator(_read_moment), WithJsonSchema({"type": "string", "format": "date-time"})
@@ -98,6 +113,57 @@ class JobsQuery(NoQuery):
 _MILLISECOND = timedelta(milliseconds=1)
 
 
+def _read_place(value: object) -> int:
+    if not isinstance(value, str) or not PLACE.fullmatch(value):
+        raise ValueError("must be a whole number of at most 18 digits")
+    return int(value)
+
+
+#: A place among events, as it is sent.
+PLACE = re.compile(r"[0-9]{1,18}")
+
+
+class EventsQuery(NoQuery):
+    """Which events to list, or to stream."""
+
+    after: Annotated[int, Field(ge=0, lt=10**18), BeforeValidator(_read_place)] | None = Field(
+        None,
+        description="only events after this one: of a job its `sequence`, of the feed its `number`. Lists begin with "
+        "the first event if it is not given, streams with a snapshot of what is",
+    )
+    limit: Annotated[int, Field(ge=1, le=100), BeforeValidator(_read_number)] = Field(
+        100, description="of a list; a stream takes none"
+    )
+
+
+class ImageQuery(NoQuery):
+    """What a signed link carries. It was judged before (api/auth.py), in place of the key."""
+
+    expires: Annotated[str, Field(json_schema_extra={"pattern": "^[0-9]{1,12}$"})] | None = Field(
+        None, description="of a signed link: when it expires, in seconds since 1970"
+    )
+    signature: Annotated[str, Field(json_schema_extra={"pattern": "^[0-9a-f]{64}$"})] | None = Field(
+        None, description="of a signed link: it stands in for the key"
+    )
+
+
+class MakeImageLink(BaseModel):
+    """How long a link to an image is to be good."""
+
+    model_config = STRICT
+
+    expires_in: Annotated[int, Field(ge=1, le=LONGEST_SECONDS), MAY_BE_FLOAT] = Field(
+        WEBHOOK_SECONDS, description="seconds"
+    )
+
+
+class ImageLink(BaseModel):
+    """A link that opens an image without a key."""
+
+    url: str
+    expires_at: Moment
+
+
 class JobPath(BaseModel):
     id: str = Field(description="`job_` and 32 hexadecimal digits")
 
@@ -106,6 +172,15 @@ class JobList(BaseModel):
     data: list[Job]
     has_more: bool
     next_cursor: str | None
+
+
+class EventList(BaseModel):
+    data: list[Event]
+    has_more: bool
+    next_cursor: str | None = Field(
+        description="what to give as `after` for what comes next, also when there is no more yet; null if there is "
+        "nothing after what was given: give that again"
+    )
 
 
 class Queue(BaseModel):
@@ -220,7 +295,23 @@ class Problem(BaseModel):
 
 
 #: The shapes of queries, by the operation that takes them.
-QUERIES: Mapping[str, type[NoQuery]] = {"listJobs": JobsQuery}
+QUERIES: Mapping[str, type[NoQuery]] = {
+    "listJobs": JobsQuery,
+    "getImage": ImageQuery,
+    "listJobEvents": EventsQuery,
+    "listEvents": EventsQuery,
+}
 
 #: The shapes of whole answers.
-ANSWERS: tuple[type[BaseModel], ...] = (Job, JobList, QueueList, AttemptList, ModelList, Health, Readiness, Problem)
+ANSWERS: tuple[type[BaseModel], ...] = (
+    Job,
+    JobList,
+    EventList,
+    ImageLink,
+    QueueList,
+    AttemptList,
+    ModelList,
+    Health,
+    Readiness,
+    Problem,
+)

@@ -30,6 +30,7 @@ class Services:
     def close(self) -> None:
         """Let go of threads and connections."""
         self.waiting.close()
+        self.waiting.join()
         self.bell.close()
         self.announcer.close()
         self.redis.close()

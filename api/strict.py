@@ -81,20 +81,25 @@ def _refuse_unstorable(body: dict[str, Any]) -> None:
             places.extend(((*path, index), item) for index, item in enumerate(value))
 
 
-def refuse_unless_accepted(kind: str) -> None:
-    """Refuse if the header Accept rules out an answer of this media type. The errors' own type is never ruled out."""
+def quality_of(kind: str) -> float:
+    """How welcome an answer of this media type is by the header Accept: 0 if it is ruled out."""
     # Werkzeug's own test compares parameters too, and so finds no JSON in `application/json; charset=utf-8`.
     given = {value.partition(";")[0].strip().lower(): quality for value, quality in request.accept_mimetypes}
     of_its_sort = f"{kind.partition('/')[0]}/*"
-    quality = next((given[name] for name in (kind, of_its_sort, "*/*", "*") if name in given), 0 if given else 1)
-    if not quality:
+    return next((given[name] for name in (kind, of_its_sort, "*/*", "*") if name in given), 0.0 if given else 1.0)
+
+
+def refuse_unless_accepted(kind: str) -> None:
+    """Refuse if the header Accept rules out an answer of this media type. The errors' own type is never ruled out."""
+    if not quality_of(kind):
         raise Refused("not_acceptable", f"The answer is {kind}, which the header Accept does not name.")
 
 
 def _check_accept() -> None:
-    # An image's type is known only once its job is; what is served without a key is for browsers and machines alike.
+    # An image's type is known only once its job is, events come as a list or a stream; what is served without a key is
+    # for browsers and machines alike.
     rule = "" if request.url_rule is None else request.url_rule.rule
-    if rule.startswith("/v1/") and not rule.endswith("/image") and request.method != "DELETE":
+    if rule.startswith("/v1/") and not rule.endswith(("/image", "/events")) and request.method != "DELETE":
         refuse_unless_accepted("application/json")
 
 

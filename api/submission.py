@@ -9,33 +9,17 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Union
 
 from flask import g
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    RootModel,
-    Tag,
-    create_model,
-)
+from pydantic import AfterValidator, BaseModel, Discriminator, Field, RootModel, Tag, create_model
 from sqlalchemy import Connection, Row
 
-from api.schemas import WITHOUT_NUL, MetadataKey, MetadataValue
+from api.schemas import MAY_BE_FLOAT, STRICT, WITHOUT_NUL, MetadataKey, MetadataValue
 from api.services import Services
+from api.webhook_shapes import DEFAULT_EVENTS, Webhook, WebhookUrl
 from shared import jobs as life
 from shared.catalogue import DEFAULT_MODEL, MODELS, Model, Number, Text
 
 #: Of all keys and values of one job's metadata, in UTF-8.
 MOST_METADATA_BYTES = 2048
-
-STRICT = ConfigDict(extra="forbid", strict=True)
-
-
-def _whole(value: object) -> object:
-    # JSON has one kind of number: 20.0 is the integer 20, to JSON Schema too.
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _bounded(metadata: dict[str, str]) -> dict[str, str]:
@@ -44,8 +28,21 @@ def _bounded(metadata: dict[str, str]) -> dict[str, str]:
     return metadata
 
 
-#: Goes after the limits: pydantic leaves limits that stand after it out of the schema.
-MAY_BE_FLOAT = BeforeValidator(_whole)
+def _form_of(webhook: object) -> str | None:
+    if isinstance(webhook, str):
+        return "[url]"
+    return "[webhook]" if isinstance(webhook, dict | Webhook) else None
+
+
+#: Chosen by a function, so that a mistake is told for the form that was meant.
+AskedWebhook = Annotated[
+    Annotated[WebhookUrl, Tag("[url]")] | Annotated[Webhook, Tag("[webhook]")],
+    Discriminator(
+        _form_of,
+        custom_error_type="webhook_form",
+        custom_error_message="must be a URL, or an object with `url` and `events`",
+    ),
+]
 
 
 class Submission(BaseModel):
@@ -61,6 +58,9 @@ class Submission(BaseModel):
     )
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16), AfterValidator(_bounded)] = Field(
         default_factory=dict, description=f"yours; at most {MOST_METADATA_BYTES} bytes in all keys and values"
+    )
+    webhook: AskedWebhook | None = Field(
+        None, description="a URL that is told of this job, beside the project's endpoints; `events` chooses of what"
     )
 
 
@@ -131,7 +131,14 @@ def submit(tx: Connection, services: Services, body: RootModel[Any]) -> Row[Any]
         sandbox=settings.sandbox,
         deadline_seconds=submission.deadline_seconds,
         max_wait_seconds=settings.max_wait_seconds,
+        webhook=_whole_webhook(submission.webhook),
     )
+
+
+def _whole_webhook(asked: str | Webhook | None) -> dict[str, Any] | None:
+    if isinstance(asked, str):
+        return {"url": asked, "events": list(DEFAULT_EVENTS)}
+    return None if asked is None else asked.model_dump()
 
 
 def resolve(services: Services, model: str, asked: str) -> str | None:

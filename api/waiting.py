@@ -1,24 +1,46 @@
-"""Waiting for a job without asking again and again: a few places a process, woken when the job moves.
+"""Waiting for a job, or for a project's feed, without asking again and again: places that are woken when it moves.
 
 Whoever waits takes a place first, then reads, then waits: so what happens in between is not missed. Every second or
-two it reads again without having been woken, because a subscription can be silent for other reasons than silence.
-No database connection is held while waiting.
+two one look-out a process asks for all that is waited for at once, because a subscription can be silent for other
+reasons than silence. No database connection is held while waiting.
 """
 
+import logging
 import random
 import re
+import select as polling
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+from sqlalchemy import BindParameter, bindparam, select
+
 from shared.announcements import Listener
+from shared.database import AWAY, Database
+from shared.tables import jobs, projects
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 LONGEST_WAIT = 60  # seconds
 READ_AGAIN = 1.5  # seconds, on average
+
+#: What is asked for in one statement.
+CHUNK = 500
+
+_ASKED_FOR: BindParameter[list[str]] = bindparam("asked_for", expanding=True)
+_STANDING = (
+    select(jobs.c.id, jobs.c.sequence)
+    .where(jobs.c.id.in_(_ASKED_FOR))
+    .union_all(select(projects.c.id, projects.c.feed).where(projects.c.id.in_(_ASKED_FOR)))
+)
+
+#: Linux alone tells of a connection whose other end has closed; elsewhere only one that was broken is noticed.
+_GONE = polling.POLLHUP | polling.POLLERR | getattr(polling, "POLLRDHUP", 0)
 
 _PREFERENCE = re.compile(r'\s*wait\s*=\s*(?:([0-9]{1,30})|"([0-9]{1,30})")\s*(?:;.*)?', re.IGNORECASE)
 
@@ -31,64 +53,185 @@ def preferred_wait(header: str | None) -> int | None:
     return None
 
 
-class Waiting:
-    """The waiting places of this process, and the one subscription that wakes them."""
+def standing(database: Database, subjects: Sequence[str]) -> dict[str, int]:
+    """How far each of these jobs and projects has come: the number of its latest event."""
+    found: dict[str, int] = {}
+    with database.read() as connection:
+        for start in range(0, len(subjects), CHUNK):
+            asked_for = subjects[start : start + CHUNK]
+            found.update({row.id: row.sequence for row in connection.execute(_STANDING, {"asked_for": asked_for})})
+    return found
 
-    def __init__(self, listen: Callable[[Callable[[str | None], None]], Listener], places: int) -> None:
-        """`listen` makes the listener, given what it calls. `places`: how many may wait at once."""
-        self._listener = listen(self.wake)
+
+class Place:
+    """Where somebody waits for one job or one project."""
+
+    def __init__(self, subject: str, free: Callable[["Place"], None], connection: socket.socket | None) -> None:
+        """`free` is called when it is left. `connection`: that of a client who may hang up meanwhile."""
+        self.subject = subject
+        self.connection = connection
+        self.bell = threading.Event()
+        self.is_over = False
+        self._free = free
+
+    def wait(self, seconds: float) -> bool:
+        """Until it is woken, or the time is over. Returns whether there may be news. Read after it."""
+        if not self.bell.wait(max(seconds, 0)):
+            return False  # and a bell that rings only now is kept for the next time
+        self.bell.clear()
+        return True
+
+    def end(self) -> None:
+        """There is nothing left to wait for: the process stops, or the client is gone."""
+        self.is_over = True
+        self.bell.set()
+
+    def leave(self) -> None:
+        self._free(self)
+
+
+class Waiting:
+    """The waiting places of this process, and the one subscription and the one look-out that wake them."""
+
+    def __init__(
+        self,
+        listen: Callable[[Callable[[str | None], None]], Listener],
+        look: Callable[[Sequence[str]], Mapping[str, int]],
+        places: int,
+        stream_places: int,
+    ) -> None:
+        """`listen` makes the listener, given what it calls; `look` says how far jobs and projects have come.
+
+        `places`: how many may wait for an answer at once; `stream_places`: how many streams may be open beside them.
+        """
+        self._listener = listen(self._hear)
+        self._look = look
         self._free = threading.BoundedSemaphore(places)
+        self._free_streams = threading.BoundedSemaphore(stream_places)
         self._lock = threading.Lock()
-        self._bells: dict[str, set[threading.Event]] = {}
-        self._listening = False
+        self._places: dict[str, set[Place]] = {}
+        self._seen: dict[str, int] = {}
+        self._look_now = threading.Event()
+        # Started with the first wait: a thread does not survive the fork that makes a process of the API.
+        self._look_out = threading.Thread(target=self._keep_looking, name="look-out", daemon=True)
+        self._started = False
         self._closed = False
 
     def until(self, job_id: str, seconds: float, read: Callable[[], T], enough: Callable[[T], bool]) -> tuple[T, bool]:
         """Read until it is enough, or the time is over. Returns what was read last, and whether there was a place."""
-        with self._place(job_id) as bell:
+        with self._place(job_id) as place:
             found = read()
-            if bell is None:
+            if place is None:
                 return found, False
             deadline = time.monotonic() + seconds
-            while not enough(found) and not self._closed and (left := deadline - time.monotonic()) > 0:
-                bell.wait(min(left, READ_AGAIN * random.uniform(0.7, 1.3)))
-                bell.clear()
+            while not enough(found) and not place.is_over and (left := deadline - time.monotonic()) > 0:
+                place.wait(left)
                 found = read()
             return found, True
 
-    def wake(self, job_id: str | None) -> None:
-        """This job has moved; None: any may have."""
+    def stream(self, subject: str, connection: socket.socket | None) -> Place | None:
+        """A place for a stream, to be left by `leave()`; None if none is free."""
+        return self._take(subject, self._free_streams, connection)
+
+    def wake(self, subject: str) -> None:
+        """This job, or the feed of this project, has moved."""
         with self._lock:
-            if job_id is None:
-                bells = {bell for waiting in self._bells.values() for bell in waiting}
-            else:
-                bells = set(self._bells.get(job_id, ()))
-        for bell in bells:
-            bell.set()
+            places = list(self._places.get(subject, ()))
+        for place in places:
+            place.bell.set()
 
     def close(self) -> None:
-        """The process stops: every wait ends now."""
+        """The process stops: every wait and every stream ends now."""
         self._closed = True
         self._listener.close()
-        self.wake(None)
+        self._look_now.set()
+        for place in self._all():
+            place.end()
+
+    def join(self) -> None:
+        """After close(): until nobody here looks into the database any more."""
+        with self._lock:
+            started = self._started
+        if started:
+            self._look_out.join()
 
     @contextmanager
-    def _place(self, job_id: str) -> Iterator[threading.Event | None]:
-        if self._closed or not self._free.acquire(blocking=False):
-            yield None
-            return
-        bell = threading.Event()
-        with self._lock:
-            self._bells.setdefault(job_id, set()).add(bell)
-            if not self._listening:
-                # Not before: a thread does not survive the fork that made this process.
-                self._listening = True
-                self._listener.start()
+    def _place(self, job_id: str) -> Iterator[Place | None]:
+        place = self._take(job_id, self._free, None)
         try:
-            yield bell
+            yield place
         finally:
+            if place is not None:
+                place.leave()
+
+    def _take(self, subject: str, free: threading.Semaphore, connection: socket.socket | None) -> Place | None:
+        if self._closed or not free.acquire(blocking=False):
+            return None
+
+        def leave(place: Place) -> None:
             with self._lock:
-                self._bells[job_id].discard(bell)
-                if not self._bells[job_id]:
-                    del self._bells[job_id]
-            self._free.release()
+                self._places[subject].discard(place)
+                if not self._places[subject]:
+                    del self._places[subject]
+                    self._seen.pop(subject, None)
+            free.release()
+
+        place = Place(subject, leave, connection)
+        with self._lock:
+            self._places.setdefault(subject, set()).add(place)
+            if not self._started:
+                self._started = True
+                self._listener.start()
+                self._look_out.start()
+            place.is_over = self._closed  # close() may have passed by meanwhile
+        return place
+
+    def _all(self) -> list[Place]:
+        with self._lock:
+            return [place for places in self._places.values() for place in places]
+
+    def _hear(self, subject: str | None) -> None:
+        if subject is None:  # a subscription began: anything may have been missed
+            self._look_now.set()
+        else:
+            self.wake(subject)
+
+    def _keep_looking(self) -> None:
+        while not self._closed:
+            self._look_now.wait(READ_AGAIN * random.uniform(0.7, 1.3))
+            self._look_now.clear()
+            try:
+                self._look_around()
+            except AWAY as error:
+                log.warning("nobody can look whether jobs have moved (%s)", type(error).__name__)
+            except Exception:
+                # Whoever waits here relies on the next look.
+                log.exception("the look-out failed")
+
+    def _look_around(self) -> None:
+        for place in _hung_up(self._all()):
+            place.end()
+        with self._lock:
+            subjects = list(self._places)
+        if not subjects or self._closed:
+            return
+        for subject, standing in self._look(subjects).items():
+            with self._lock:
+                # What nobody looked at before counts as moved: it may have, since whoever waits for it read it.
+                moved = self._seen.get(subject) != standing
+                if subject in self._places:
+                    self._seen[subject] = standing
+            if moved:
+                self.wake(subject)
+
+
+def _hung_up(places: Iterable[Place]) -> list[Place]:
+    """Those whose client has closed its connection: else it would be noticed only by what is sent to it next."""
+    poll = polling.poll()
+    watched: dict[int, Place] = {}
+    for place in places:
+        number = -1 if place.connection is None else place.connection.fileno()
+        if number >= 0:
+            watched[number] = place
+            poll.register(number, _GONE)
+    return [watched[number] for number, _ in poll.poll(0)] if watched else []

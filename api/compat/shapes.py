@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, RootModel, Tag, WithJsonSchema, create_model
 
-from api.submission import MAY_BE_FLOAT, STRICT, field_of
+from api.schemas import MAY_BE_FLOAT, STRICT
+from api.submission import field_of
 from shared.catalogue import MODELS, Model, Number
 
 

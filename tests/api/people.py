@@ -35,6 +35,9 @@ class Caller(FlaskClient):
     def post(self, *args: Any, **kwargs: Any) -> Any:
         return super().post(*args, **kwargs)
 
+    def patch(self, *args: Any, **kwargs: Any) -> Any:
+        return super().patch(*args, **kwargs)
+
     def delete(self, *args: Any, **kwargs: Any) -> Any:
         return super().delete(*args, **kwargs)
 

@@ -50,9 +50,10 @@ def test_a_wrong_key_opens_nothing(stranger: Caller, services: Services) -> None
 def test_every_route_of_v1_asks_for_a_key(stranger: Caller) -> None:
     paths = stranger.get("/openapi.json").json["paths"]
     asked = [(path, method) for path, item in paths.items() for method in item if path.startswith("/v1/")]
-    assert len(asked) == 10
+    assert len(asked) == 27
     for path, method in asked:
-        assert paths[path][method]["security"] == [{"key": []}]
+        or_a_link: list[dict[str, list[str]]] = [{"link": []}] if path.endswith("/image") else []
+        assert paths[path][method]["security"] == [*or_a_link, {"key": []}]
         assert stranger.open(path.replace("{id}", "job_x"), method=method).status_code == 401, path
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import func, select
 
 from api.errors import KINDS
 from api.services import Services
+from shared.image_link import image_link
 from shared.tables import events, idempotency_keys
 from shared.tables import jobs as table
 from tests.api.people import Caller, Submit, Worker
@@ -31,7 +32,11 @@ def database_url(sqlite_url: str) -> str:
 
 @dataclass(frozen=True)
 class Bad:
-    """A request, and what must be said of it. In `path`, {queued} {succeeded} {failed} {removed} stand for jobs."""
+    """A request, and what must be said of it.
+
+    In `path`, {queued} {succeeded} {failed} {removed} stand for jobs, {disabled} for an endpoint, and {over} for the
+    rest of a link that has expired.
+    """
 
     what: str
     status: int
@@ -105,7 +110,9 @@ BAD = [
     body("no prompt", "#/input/prompt", {"input": {}}),
     of_input("an unknown field of the input", "sampler", "euler"),
     body("an unknown field", "#/prompt", {"input": {"prompt": "a cat"}, "prompt": "a cat"}),
-    body("a field of a later day", "#/webhook", {"input": {"prompt": "a cat"}, "webhook": "https://example.com"}),
+    body("a field of a later day", "#/batch", {"input": {"prompt": "a cat"}, "batch": "b"}),
+    body("a webhook to a file", "#/webhook", {"input": {"prompt": "a cat"}, "webhook": "file:///etc/passwd"}),
+    body("a webhook without a URL", "#/webhook/url", {"input": {"prompt": "a cat"}, "webhook": {}}),
     body("an unknown model", "#/model", {"input": {"prompt": "a cat"}, "model": "sdxl"}),
     body("an unknown backend", "#/backend", {"input": {"prompt": "a cat"}, "backend": "diffusers"}),
     body("a name that must be escaped", "#/a~1b~0%22", {"input": {"prompt": "a cat"}, 'a/b~"': 1}),
@@ -158,6 +165,9 @@ BAD = [
     header("too long an Idempotency-Key", "Idempotency-Key", "k" * 256, "Idempotency-Key"),
     header("an Idempotency-Key beyond ASCII", "Idempotency-Key", "clé", "Idempotency-Key"),
     Bad("a key that was used", 422, "idempotency_key_reused", headers=JSON | {"Idempotency-Key": "taken"}),
+    # Links.
+    get("a link that was made up", "/v1/jobs/{succeeded}/image?expires=1&signature=x", 403, "link_invalid"),
+    get("a link that is over", "/v1/jobs/{over}", 403, "link_expired"),
     # Ids and addresses.
     get("an unknown id", f"/v1/jobs/{NOBODY}", 404, "not_found"),
     get("what is no id", "/v1/jobs/42", 404, "not_found"),
@@ -215,6 +225,8 @@ BAD = [
         headers={"Range": "bytes=9999-"},
         answered={"Content-Range": "bytes */1032"},
     ),
+    Bad("a test of what is disabled", 409, "endpoint_disabled", path="/v1/endpoints/{disabled}/test", body=b""),
+    Bad("an endpoint too many", 409, "too_many_endpoints", path="/v1/endpoints", body={"url": "https://example.com"}),
     Bad("an open job again", 409, "not_retryable", path="/v1/jobs/{queued}/retry", body=b""),
     Bad("a success again", 409, "not_retryable", path="/v1/jobs/{succeeded}/retry", body=b""),
     Bad("a removed job again", 410, "removed", path="/v1/jobs/{removed}/retry", body=b""),
@@ -233,7 +245,11 @@ def job_ids(api: Caller, submit: Submit, worker: Worker) -> dict[str, str]:
     worker.fail(worker.claim())
     assert api.delete(f"/v1/jobs/{made['removed']}").status_code == 204
     other = api.post("/v1/jobs", json={"input": {"prompt": "a dog"}}, headers={"Idempotency-Key": "taken"})
-    return made | {"queued": other.json["id"]}
+    hooks = [api.post("/v1/endpoints", json={"url": "https://example.com"}).json["id"] for _ in range(50)]
+    api.patch(f"/v1/endpoints/{hooks[0]}", json={"disabled": True})
+    link, _ = image_link("", "s" * 32, made["succeeded"], -1)
+    over = link.removeprefix("/v1/jobs/")
+    return made | {"queued": other.json["id"], "disabled": hooks[0], "over": over}
 
 
 def everything(services: Services) -> list[Any]:
@@ -274,7 +290,8 @@ def test_each_bad_request_is_told_exactly_what_is_wrong_and_changes_nothing(
 
 
 def test_every_code_of_a_refusal_is_in_the_table() -> None:
-    assert {bad.code for bad in BAD} == set(KINDS) - {"internal", "unavailable"}
+    elsewhere = {"internal", "unavailable", "too_many_streams"}  # no mistakes of a request
+    assert {bad.code for bad in BAD} == set(KINDS) - elsewhere
     assert len(BAD) >= 60 and len({bad.what for bad in BAD}) == len(BAD)
 
 

@@ -12,7 +12,7 @@ from tests.lives import an_image
 
 def event_types(services: Services, job_id: str) -> list[str]:
     with services.database.read() as connection:
-        query = select(events.c.type).where(events.c.job_id == job_id).order_by(events.c.sequence)
+        query = select(events.c.type).where(events.c.subject_id == job_id).order_by(events.c.sequence)
         return list(connection.scalars(query))
 
 

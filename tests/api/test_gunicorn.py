@@ -30,8 +30,10 @@ def database_url(sqlite_url: str) -> str:
 
 
 @contextmanager
-def gunicorn(port: int, *options: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "gunicorn", "-c", "api/gunicorn.conf.py", "api.app:create_app()", *options]
+def gunicorn(
+    port: int, *options: str, app: str = "api.app:create_app()", **environ: str
+) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "gunicorn", "-c", "api/gunicorn.conf.py", app, *options]
     environ = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")} | environ
     command += ["--bind", f"127.0.0.1:{port}"]
     process = subprocess.Popen(

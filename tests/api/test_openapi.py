@@ -44,6 +44,23 @@ def test_it_has_every_route_and_no_other(document: dict[str, Any], app: OpenAPI)
         ("/v1/jobs/{id}/retry", "post"),
         ("/v1/jobs/{id}/image", "get"),
         ("/v1/jobs/{id}/attempts", "get"),
+        ("/v1/jobs/{id}/events", "get"),
+        ("/v1/events", "get"),
+        ("/v1/jobs/{id}/image/link", "post"),
+        ("/v1/jobs/{id}/deliveries", "get"),
+        ("/v1/deliveries", "get"),
+        ("/v1/deliveries/{id}", "get"),
+        ("/v1/deliveries/{id}/redeliver", "post"),
+        ("/v1/endpoints", "post"),
+        ("/v1/endpoints", "get"),
+        ("/v1/endpoints/{id}", "get"),
+        ("/v1/endpoints/{id}", "patch"),
+        ("/v1/endpoints/{id}", "delete"),
+        ("/v1/endpoints/{id}/test", "post"),
+        ("/v1/endpoints/{id}/rotate-secret", "post"),
+        ("/v1/endpoints/{id}/redeliver", "post"),
+        ("/v1/webhook-secret", "get"),
+        ("/v1/webhook-secret/rotate", "post"),
         ("/v1/queue", "get"),
         ("/api/v1", "post"),
         ("/v1/models", "get"),
@@ -73,12 +90,17 @@ def test_it_takes_the_bodies_that_we_take(document: dict[str, Any], submit: Subm
         {"input": {"prompt": "a cat", "negative_prompt": ""}, "deadline_seconds": None, "metadata": {}},
         {"input": {"prompt": "a cat", "num_steps": 8}, "model": "black-forest-labs/flux-1-schnell", "backend": "auto"},
         {"input": {"prompt": "a cat"}, "metadata": {"k" * 64: "v" * 1000}, "deadline_seconds": 604_800},
+        {"input": {"prompt": "a cat"}, "webhook": "https://example.com/hook"},
+        {"input": {"prompt": "a cat"}, "webhook": {"url": "http://example.com:81", "events": ["job.started"]}},
+        {"input": {"prompt": "a cat"}, "webhook": None},
     ):
         assert matches(document, "SubmitJob", body), body
         submit(**body)
 
 
 def test_answers_are_as_it_says(document: dict[str, Any], api: Caller, submit: Submit, worker: Worker) -> None:
+    endpoint = api.post("/v1/endpoints", json={"url": "https://example.com"}).json
+    delivery = api.post(f"/v1/endpoints/{endpoint['id']}/test").json
     first, second, third = submit(deadline_seconds=60), submit(), submit()
     worker.succeed(worker.claim())
     worker.fail(worker.claim())
@@ -87,6 +109,13 @@ def test_answers_are_as_it_says(document: dict[str, Any], api: Caller, submit: S
         *(("Job", f"/v1/jobs/{job['id']}", 200) for job in (first, second, third)),
         *(("AttemptList", f"/v1/jobs/{job['id']}/attempts", 200) for job in (first, second, third)),
         ("JobList", "/v1/jobs?limit=2", 200),
+        *(("EventList", f"/v1/jobs/{job['id']}/events", 200) for job in (first, second, third)),
+        ("EventList", "/v1/events", 200),
+        ("Endpoint", f"/v1/endpoints/{endpoint['id']}", 200),
+        ("EndpointList", "/v1/endpoints", 200),
+        ("Delivery", f"/v1/deliveries/{delivery['id']}", 200),
+        ("DeliveryList", "/v1/deliveries", 200),
+        ("WebhookSecret", "/v1/webhook-secret", 200),
         ("QueueList", "/v1/queue", 200),
         ("ModelList", "/v1/models", 200),
         ("Health", "/healthz", 200),
@@ -122,6 +151,8 @@ def test_the_headers_that_are_read_are_described(document: dict[str, Any]) -> No
         ("/v1/jobs/{id}/retry", "post"): ["Idempotency-Key", "Prefer"],
         ("/v1/jobs/{id}", "get"): ["If-None-Match", "Prefer"],
         ("/v1/jobs/{id}/image", "get"): ["If-None-Match", "Range"],
+        ("/v1/jobs/{id}/events", "get"): ["Last-Event-ID"],
+        ("/v1/events", "get"): ["Last-Event-ID"],
         ("/api/v1", "post"): ["Idempotency-Key"],
     }
 

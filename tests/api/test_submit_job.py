@@ -15,6 +15,7 @@ from tests.servers import RedisServer
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 LCM = "lykon/dreamshaper-8-lcm"
+HOOK = "https://example.com/hook"
 
 WRONG_BODIES: list[tuple[Any, str]] = [
     ({}, "#/input"),
@@ -52,7 +53,22 @@ WRONG_BODIES: list[tuple[Any, str]] = [
     ({"input": {"prompt": "a cat"}, "metadata": {"k" * 65: "x"}}, "#/metadata/" + "k" * 65),
     ({"input": {"prompt": "a cat"}, "metadata": {str(n): "x" for n in range(17)}}, "#/metadata"),
     ({"input": {"prompt": "a cat"}, "metadata": {"a": "x" * 1024, "b": "ü" * 512}}, "#/metadata"),
-    ({"input": {"prompt": "a cat"}, "webhook": "http://example.com"}, "#/webhook"),
+    ({"input": {"prompt": "a cat"}, "webhook": ""}, "#/webhook"),
+    ({"input": {"prompt": "a cat"}, "webhook": "example.com"}, "#/webhook"),
+    ({"input": {"prompt": "a cat"}, "webhook": "ftp://example.com"}, "#/webhook"),
+    ({"input": {"prompt": "a cat"}, "webhook": "https://example.com/" + "x" * 2048}, "#/webhook"),
+    ({"input": {"prompt": "a cat"}, "webhook": True}, "#/webhook"),
+    ({"input": {"prompt": "a cat"}, "webhook": ["https://example.com"]}, "#/webhook"),
+    ({"input": {"prompt": "a cat"}, "webhook": {}}, "#/webhook/url"),
+    ({"input": {"prompt": "a cat"}, "webhook": {"url": None}}, "#/webhook/url"),
+    ({"input": {"prompt": "a cat"}, "webhook": {"url": "gopher://example.com"}}, "#/webhook/url"),
+    ({"input": {"prompt": "a cat"}, "webhook": {"url": HOOK, "events": []}}, "#/webhook/events"),
+    ({"input": {"prompt": "a cat"}, "webhook": {"url": HOOK, "events": None}}, "#/webhook/events"),
+    ({"input": {"prompt": "a cat"}, "webhook": {"url": HOOK, "events": "job.failed"}}, "#/webhook/events"),
+    ({"input": {"prompt": "a cat"}, "webhook": {"url": HOOK, "events": ["job.failed"] * 2}}, "#/webhook/events"),
+    ({"input": {"prompt": "a cat"}, "webhook": {"url": HOOK, "events": ["job.done"]}}, "#/webhook/events/0"),
+    ({"input": {"prompt": "a cat"}, "webhook": {"url": HOOK, "events": ["endpoint.test"]}}, "#/webhook/events/0"),
+    ({"input": {"prompt": "a cat"}, "webhook": {"url": HOOK, "secret": "x"}}, "#/webhook/secret"),
     ({"input": {"prompt": "a cat"}, "priority": None}, "#/priority"),
     ([], "#"),
     ("a cat", "#"),
@@ -163,3 +179,53 @@ def test_the_prompt_is_not_repeated_in_an_error(rejecting: Caller) -> None:
 def test_a_query_parameter_is_refused(rejecting: Caller) -> None:
     response = rejecting.post("/v1/jobs?dry_run=1", json={"input": {"prompt": "a cat"}})
     assert response.status_code == 422 and response.json["errors"][0]["parameter"] == "dry_run"
+
+
+def stored_webhook(services: Services, job_id: str) -> Any:
+    with services.database.read() as connection:
+        return connection.execute(select(jobs.c.webhook).where(jobs.c.id == job_id)).scalar_one()
+
+
+def test_a_webhook_is_kept_with_the_events_that_it_is_told_of(submit: Submit, services: Services) -> None:
+    ends = ["job.succeeded", "job.failed", "job.canceled", "job.expired"]
+    for asked, kept in (
+        (HOOK, {"url": HOOK, "events": ends}),
+        ({"url": HOOK}, {"url": HOOK, "events": ends}),
+        ({"url": HOOK, "events": ["job.started", "job.queued"]},) * 2,
+        (None, None),
+    ):
+        job = submit(webhook=asked)
+        assert stored_webhook(services, job["id"]) == kept and "webhook" not in job
+    assert stored_webhook(services, submit()["id"]) is None
+    with services.database.read() as connection:
+        without = connection.scalars(select(jobs.c.id).where(jobs.c.webhook.is_(None))).all()
+    assert len(without) == 2  # NULL, not a JSON null
+
+
+def test_a_job_that_is_submitted_again_keeps_its_webhook(api: Caller, submit: Submit, services: Services) -> None:
+    first = submit(webhook={"url": HOOK, "events": ["job.failed"]})
+    assert api.post(f"/v1/jobs/{first['id']}/cancel").status_code == 200
+    again = api.post(f"/v1/jobs/{first['id']}/retry").json
+    assert stored_webhook(services, again["id"]) == {"url": HOOK, "events": ["job.failed"]}
+    assert api.post(f"/v1/jobs/{again['id']}/cancel").status_code == 200
+    assert api.delete(f"/v1/jobs/{again['id']}").status_code == 204
+    assert stored_webhook(services, again["id"]) == {"url": HOOK, "events": ["job.failed"]}
+
+
+@on_sqlite
+def test_another_webhook_makes_it_another_request(api: Caller) -> None:
+    def send(**body: Any) -> Any:
+        given = {"input": {"prompt": "a cat"}} | body
+        return api.post("/v1/jobs", json=given, headers={"Idempotency-Key": "k"})
+
+    first = send(webhook=HOOK)
+    again = send(webhook=HOOK)
+    assert (first.status_code, again.status_code) == (202, 202) and first.json["id"] == again.json["id"]
+    for other in ({}, {"webhook": HOOK + "s"}, {"webhook": {"url": HOOK, "events": ["job.failed"]}}):
+        assert send(**other).json["code"] == "idempotency_key_reused", other
+
+
+@on_sqlite
+def test_the_vendors_door_takes_no_webhook(api: Caller) -> None:
+    body = {"model": SDXL, "data": {"prompt": "a cat"}, "webhook": HOOK}
+    assert api.post("/api/v1", json=body).status_code == 400  # as the vendor says it

@@ -38,7 +38,7 @@ class Asking:
 
 
 def waiters(services: Services) -> int:
-    return sum(len(bells) for bells in services.waiting._bells.values())
+    return sum(len(places) for places in services.waiting._places.values())
 
 
 def has_waiters(services: Services, count: int) -> None:

@@ -1,13 +1,20 @@
 """The waiting places: who is woken, who is not, and how a wait ends."""
 
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
+from sqlalchemy import insert
+from sqlalchemy.exc import OperationalError
 
-from api.waiting import Waiting, preferred_wait
+from api.waiting import Waiting, preferred_wait, standing
 from shared.announcements import Listener
+from shared.database import Database, now
+from shared.tables import projects
+from tests import lives
+from worker.feed import Feed
 
 
 class SilentListener(Listener):
@@ -23,7 +30,7 @@ class SilentListener(Listener):
 
 
 def waiting(places: int = 2) -> Waiting:
-    return Waiting(SilentListener, places)
+    return Waiting(SilentListener, lambda subjects: {}, places, 2)
 
 
 @pytest.mark.parametrize(
@@ -83,10 +90,127 @@ def test_a_wait_is_woken_by_its_job_and_not_by_others() -> None:
     assert result == [("succeeded", True)]
 
 
-def test_a_wait_reads_again_without_being_woken() -> None:
-    states = iter(["running", "succeeded"])
-    found, _ = waiting().until("job_a", 60, lambda: next(states), lambda found: found == "succeeded")
-    assert found == "succeeded"
+class Standing:
+    """What the look-out sees: how far each subject has come. `asked`: for what it asked, each time."""
+
+    def __init__(self, **seen: int) -> None:
+        self.seen = seen
+        self.asked: list[list[str]] = []
+        self.trouble: list[Exception] = []
+
+    def __call__(self, subjects: Sequence[str]) -> dict[str, int]:
+        self.asked.append(sorted(subjects))
+        if self.trouble:
+            raise self.trouble.pop()
+        return {subject: self.seen[subject] for subject in subjects if subject in self.seen}
+
+
+@pytest.fixture
+def standing_now(monkeypatch: pytest.MonkeyPatch) -> Standing:
+    monkeypatch.setattr("api.waiting.READ_AGAIN", 0.01)
+    return Standing(job_a=1, job_b=1, prj_a=7)
+
+
+def test_a_wait_that_nothing_woke_is_woken_by_the_look_out_once_its_job_has_come_further(
+    standing_now: Standing,
+) -> None:
+    places = Waiting(SilentListener, standing_now, 2, 2)
+    reads = 0
+
+    def read() -> bool:
+        nonlocal reads
+        reads += 1
+        if reads == 2:  # the first look: nobody knows whether the job has moved since it was read
+            standing_now.seen["job_a"] = 2
+        return reads == 3
+
+    assert places.until("job_a", 60, read, bool) == (True, True)
+    places.close()
+    places.join()
+
+
+def test_the_look_out_asks_for_all_at_once_and_wakes_who_is_concerned(standing_now: Standing) -> None:
+    places = Waiting(SilentListener, standing_now, 2, 4)
+    taken = [places.stream(subject, None) for subject in ("job_a", "job_a", "job_b", "prj_a")]
+    first, second, other, feed = [place for place in taken if place is not None]
+    for place in (first, second, other, feed):
+        assert place.wait(20)
+    standing_now.seen["prj_a"] = 8
+    assert feed.wait(20)
+    assert not any(place.bell.is_set() for place in (first, second, other))
+    standing_now.seen["job_a"] = 2
+    assert first.wait(20) and second.wait(20)
+    assert not other.bell.is_set() and not feed.bell.is_set()
+    assert ["job_a", "job_b", "prj_a"] in standing_now.asked
+    places.close()
+    places.join()
+
+
+def test_a_look_that_fails_is_followed_by_another(standing_now: Standing, caplog: pytest.LogCaptureFixture) -> None:
+    standing_now.trouble = [RuntimeError("a fault"), OperationalError("SELECT", None, Exception("it is away"))]
+    places = Waiting(SilentListener, standing_now, 2, 2)
+    place = places.stream("job_a", None)
+    assert place is not None and place.wait(20)
+    assert len(standing_now.asked) >= 3
+    assert "nobody can look" in caplog.text and "a fault" in caplog.text
+    places.close()
+    places.join()
+
+
+def test_the_look_out_ends_with_the_process_and_asks_nothing_while_nobody_waits(standing_now: Standing) -> None:
+    places = Waiting(SilentListener, standing_now, 2, 2)
+    places.close()
+    places.join()  # it never began
+    places = Waiting(SilentListener, standing_now, 2, 2)
+    place = places.stream("job_a", None)
+    assert place is not None and place.wait(20)
+    place.leave()
+    standing_now.asked.clear()
+    places.until("job_b", 0.2, lambda: False, bool)
+    assert all(asked == ["job_b"] for asked in standing_now.asked[1:])
+    places.close()
+    places.join()
+    assert not places._look_out.is_alive()
+
+
+def test_a_stream_whose_client_has_hung_up_is_over(standing_now: Standing) -> None:
+    places = Waiting(SilentListener, standing_now, 2, 2)
+    ours, theirs = socket.socketpair()
+    other_end, stays = socket.socketpair()
+    with ours, theirs, other_end, stays:
+        place, neighbour = places.stream("job_none", ours), places.stream("job_none", other_end)
+        assert place is not None and neighbour is not None
+        theirs.close()
+        assert place.wait(20) and place.is_over
+        states = [neighbour.is_over]
+        places.close()
+        assert neighbour.wait(20) and [*states, neighbour.is_over] == [False, True]
+    places.join()
+
+
+def test_streams_and_waits_have_places_apart() -> None:
+    places = Waiting(SilentListener, lambda subjects: {}, 1, 1)
+    stream = places.stream("job_a", None)
+    assert stream is not None and places.stream("job_a", None) is None
+    assert places.until("job_a", 0.01, lambda: "running", lambda found: False) == ("running", True)
+    stream.leave()
+    assert places.stream("job_a", None) is not None
+    places.close()
+    assert places.stream("job_b", None) is None
+    places.join()
+
+
+def test_it_is_seen_how_far_jobs_and_feeds_have_come(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.waiting.CHUNK", 2)
+    with database.write() as tx:
+        tx.execute(insert(projects).values(id="prj_a", name="a", created_at=now()))
+    made = [lives.submit(database).id for _ in range(3)]
+    claimed = lives.claim_one(database).job_id
+    wanted = {job_id: 2 if job_id == claimed else 1 for job_id in made}
+    assert standing(database, [*made, "prj_a", "job_none"]) == wanted | {"prj_a": 0}
+    Feed(database).round()
+    assert standing(database, ["prj_a"]) == {"prj_a": 4}
+    assert standing(database, []) == {}
 
 
 def test_a_wait_ends_with_its_time() -> None:
@@ -131,7 +255,7 @@ def test_the_subscription_begins_with_the_first_wait() -> None:
         listeners.append(SilentListener(heard))
         return listeners[0]
 
-    places = Waiting(listen, 2)
+    places = Waiting(listen, lambda subjects: {}, 2, 2)
     assert listeners[0].started == 0
     for _ in range(2):
         places.until("job_a", 0, lambda: None, lambda found: True)
