@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from bench.figures import Row, percentile
 from bench.outside import eventually
 from bench.processes import watched_memory
-from bench.systems import System
+from bench.streams import streams
+from bench.systems import Darkroom, System
 from bench.vendor import LARGE
+from bench.webhooks import webhooks
 
 SMALL = 20_000
 
@@ -27,11 +29,13 @@ class Sizes:
     delay: float  # the vendor's, where it is not to answer at once
     waiting: int
     probes: int
+    streams: int
+    told: int  # jobs that webhooks tell of, twice
 
 
-FULL = Sizes(5, 2, 3.0, 100, 400, 200, 200, 3.0, 300, 100)
-QUICK = Sizes(1, 1, 1.5, 100, 200, 100, 200, 1.0, 300, 40)
-SMALLEST = Sizes(1, 1, 0.3, 5, 8, 4, 8, 0.2, 8, 4)
+FULL = Sizes(5, 2, 3.0, 100, 400, 200, 200, 3.0, 300, 100, 300, 60)
+QUICK = Sizes(1, 1, 1.5, 100, 200, 100, 200, 1.0, 300, 40, 300, 20)
+SMALLEST = Sizes(1, 1, 0.3, 5, 8, 4, 8, 0.2, 8, 4, 4, 2)
 
 #: What a measurement gives: values by row's key. A row that is left out has no value on this machine.
 Values = Mapping[str, float]
@@ -107,6 +111,22 @@ def news(system: System, sizes: Sizes) -> Values:
     return values | {"news_places": told["let_wait"]}
 
 
+def open_streams(system: System, sizes: Sizes) -> Values:
+    """Hundreds of clients at one process, who are told as their jobs end."""
+    if not system.waits:
+        raise Absent("it has no streams")
+    system.vendor.wish(0.15, SMALL)
+    return streams(system, sizes.streams)
+
+
+def hostile_receivers(system: System, sizes: Sizes) -> Values:
+    """How soon those who take their webhooks get them, alone and with a fifth of hostile endpoints beside them."""
+    if not isinstance(system, Darkroom):
+        raise Absent("it has no webhooks")
+    system.vendor.wish(0, SMALL)
+    return webhooks(system, sizes.told)
+
+
 def submits(system: System, sizes: Sizes) -> Values:
     """Last of all: what it leaves in the queue ends with the system."""
     system.vendor.wish(sizes.delay, SMALL)
@@ -166,6 +186,33 @@ MEASUREMENTS: Mapping[str, Measurement] = {
             Row("news_p50", "end of a job to its client's knowing, {waiting} waiting, p50", "ms", "down"),
             Row("news_p99", "  the same, p99", "ms", "down"),
             Row("news_places", "  of them let wait (the others ask twice a second)", "clients", "up"),
+        ),
+    ),
+    "streams": Measurement(
+        open_streams,
+        (
+            Row(
+                "stream_p50",
+                "{streams} streams, {streams} long-polls at one process: end of a job to a stream, p50",
+                "ms",
+                "down",
+            ),
+            Row("stream_p99", "  the same, p99", "ms", "down"),
+            Row("wait_p50", "  long-poll, p50", "ms", "down"),
+            Row("wait_p99", "  the same, p99", "ms", "down"),
+            Row("asked_p99", "  others ask for a job meanwhile, p99", "ms", "down"),
+            Row("stream_places", "  clients that found a place", "clients", "up"),
+            Row("stream_rss", "  memory of the process, RSS", "MB", "down"),
+            Row("stream_rest", "  the same, before they came", "MB", "down"),
+        ),
+    ),
+    "webhooks": Measurement(
+        hostile_receivers,
+        (
+            Row("webhooks_p50", "webhooks to 28 good endpoints: event to delivered, p50", "ms", "down"),
+            Row("webhooks_p95", "  the same, p95", "ms", "down"),
+            Row("hostile_p50", "  with 7 hostile endpoints beside them, p50", "ms", "down"),
+            Row("hostile_p95", "  the same, p95", "ms", "down"),
         ),
     ),
     "submits": Measurement(

@@ -8,12 +8,14 @@ from typing import Any
 
 from bench.load.jobs import batch, pickup
 from bench.load.rates import rate
+from bench.load.streams import streams
 from bench.load.waits import waits
 
 PROGRAMS: dict[str, Callable[..., Coroutine[Any, Any, dict[str, Any]]]] = {
     "batch": batch,
     "pickup": pickup,
     "rate": rate,
+    "streams": streams,
     "waits": waits,
 }
 

@@ -12,6 +12,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 #: Not offered by every version of the service.
 MAY_BE_ABSENT = {"news_p50", "news_p99", "news_places"}
+#: What the baseline does not offer.
+OURS_ALONE = {"news_places", *(row.key for name in ("streams", "webhooks") for row in MEASUREMENTS[name].rows)}
 
 
 def cells_of(output: str, title: str) -> list[str]:
@@ -27,11 +29,11 @@ def test_the_table_has_a_number_in_every_row(capsys: pytest.CaptureFixture[str])
     assert code == 0, output.err
     assert re.match(r"On \d+ cores .*Python 3.*SQLite 3", output.out)
     for row in rows(MEASUREMENTS, SMALLEST):
-        if row.title == "  the same, p99":  # there are two of them; they come with the lines before them
+        if row.title.startswith("  the same, "):  # there are several; they come with the lines before them
             continue
         unit, better, ours, theirs, _ = cells_of(output.out, row.title)
         assert (unit, better) == (row.unit, row.better)
-        assert re.match(r"\d", theirs) or row.key == "news_places", row
+        assert re.match(r"\d", theirs) or row.key in OURS_ALONE, row
         assert re.match(r"\d", ours) or row.key in MAY_BE_ABSENT, row
     assert set(psutil.Process().children()) <= before  # nothing is left running
 
