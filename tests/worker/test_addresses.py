@@ -133,7 +133,9 @@ def test_the_addresses_that_other_guards_let_through_are_refused(text: str) -> N
     assert why_forbidden(ip_address(text), [])
 
 
-@pytest.mark.parametrize("text", ["1.1.1.1", "8.8.8.8", "100.63.255.255", "172.32.0.1", "2606:4700::1111", "64:ff9b::101:101"])
+@pytest.mark.parametrize(
+    "text", ["1.1.1.1", "8.8.8.8", "100.63.255.255", "172.32.0.1", "2606:4700::1111", "64:ff9b::101:101"]
+)
 def test_well_known_public_addresses_are_not_refused(text: str) -> None:
     assert why_forbidden(ip_address(text), []) is None
 
