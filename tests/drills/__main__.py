@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bench.databases import Databases, PostgresDatabases, SqliteDatabases
 from bench.machine import description
+from tests.drills import killed_senders
 from tests.drills.all_drills import DRILLS
 from tests.drills.count import Count, table
 from tests.drills.drill import Drill
@@ -41,27 +42,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--database", choices=("sqlite", "postgresql"), help="Darkroom's (default: the drill's own)")
     parser.add_argument("--quick", action="store_true", help="as short as in the tests, with the shortest lease")
     wanted = parser.parse_args(arguments)
-    if unknown := [name for name in wanted.names if name not in DRILLS]:
+    if unknown := [name for name in wanted.names if name not in DRILLS and name != killed_senders.NAME]:
         parser.error(f"no drill called {', '.join(unknown)}; `./dev drill --list` says which there are")
     if wanted.list:
-        _print("\n".join(f"{name:18} {drill.promise}" for name, drill in DRILLS.items()))
+        promises = {name: drill.promise for name, drill in DRILLS.items()} | {
+            killed_senders.NAME: killed_senders.PROMISE
+        }
+        _print("\n".join(f"{name:18} {promise}" for name, promise in promises.items()))
         return 0
     # As with Ctrl-C: everything that was started is ended.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return hold([DRILLS[name] for name in wanted.names or DRILLS], wanted)
+        names = wanted.names or [*DRILLS, killed_senders.NAME]
+        return hold([DRILLS[name] for name in names if name in DRILLS], wanted, killed_senders.NAME in names)
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130  # what a shell says of a program that Ctrl-C ended
 
 
-def hold(drills: Sequence[Drill], wanted: argparse.Namespace) -> int:
-    """Hold these drills and print a table for each. 1 if Darkroom broke a promise in one of them."""
+def hold(drills: Sequence[Drill], wanted: argparse.Namespace, senders: bool) -> int:
+    """Hold these drills and print a table for each. 1 if Darkroom broke a promise in one of them.
+
+    `senders`: also the one of the webhooks, which the plain app has none of, and which has figures of its own.
+    """
     broken = False
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="darkroom-drill-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         kinds = {wanted.database or drill.databases[0] for drill in drills}
+        if senders:
+            kinds.add(wanted.database or "sqlite")
         databases: dict[str, Databases] = {}
         for kind in sorted(kinds):
             databases[kind] = SqliteDatabases(folder) if kind == "sqlite" else PostgresDatabases()
@@ -75,7 +85,20 @@ def hold(drills: Sequence[Drill], wanted: argparse.Namespace) -> int:
                 _print(f"\n{drill.name}: not held, {why}")
             else:
                 broken = _hold_one(drill, wanted, databases[wanted.database or drill.databases[0]]) or broken
+        if senders:
+            broken = _kill_senders(wanted, databases[wanted.database or "sqlite"], folder / "senders") or broken
     return 1 if broken else 0
+
+
+def _kill_senders(wanted: argparse.Namespace, databases: Databases, folder: Path) -> bool:
+    folder.mkdir()
+    events, kills = killed_senders.SHORT if wanted.quick else killed_senders.LONG
+    _print(f"\n{killed_senders.NAME}: {killed_senders.PROMISE}\nseed {wanted.seed}, on {databases.description}")
+    tally = killed_senders.killed_senders(
+        folder, databases.make(folder), events=wanted.jobs or events, kills=kills, seed=wanted.seed, patience=300
+    )
+    _print(tally.table())
+    return bool(tally.broken_promises())
 
 
 def _hold_one(drill: Drill, wanted: argparse.Namespace, databases: Databases) -> bool:

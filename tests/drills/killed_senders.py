@@ -1,6 +1,7 @@
 """The senders of webhooks are killed in the middle of their deliveries, again and again."""
 
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,11 @@ from standardwebhooks.webhooks import Webhook
 from tests.drills.webhooks import sending
 from tests.receiver import Handler, Letter, takes
 from tests.service import eventually
+
+NAME = "killed_senders"
+PROMISE = "A sender of webhooks that is killed sends the same event again, never a new one and never none"
+#: Events, and kills.
+LONG, SHORT = (2000, 20), (60, 2)
 
 #: How long a receiver takes over a delivery, in seconds: so that kills find some in the middle.
 SLOWNESS = 0.1
@@ -29,6 +35,21 @@ class Tally:
     unknown_tries: int
     kills: int
     statuses: Counter[str]
+    seconds: float
+
+    def table(self) -> str:
+        figures = {
+            "events": f"{self.events:,}",
+            "  arrived": f"{self.arrived:,}",
+            "kills -9 of the sender": f"{self.kills:,}",
+            "POSTs": f"{self.posts:,}",
+            "  beyond one for each event": f"{self.doubles:,}",
+            "  most for one event": f"{self.most_of_one:,}",
+            "tries `unknown`": f"{self.unknown_tries:,}",
+            "seconds until all were delivered": f"{self.seconds:.0f}",
+            "promises broken": f"{len(self.broken_promises())}",
+        }
+        return "\n".join([f"{name:34}{figure:>8}" for name, figure in figures.items()] + self.broken_promises())
 
     def broken_promises(self) -> list[str]:
         promises = {
@@ -64,6 +85,7 @@ def killed_senders(folder: Path, database_url: str, *, events: int, kills: int, 
                 Webhook(secret).verify(letter.body, letter.headers)
                 verified += 1
 
+        began = time.monotonic()
         submitting = threading.Thread(target=drill.submit, args=(events,))
         submitting.start()
         for number in range(kills):
@@ -79,6 +101,7 @@ def killed_senders(folder: Path, database_url: str, *, events: int, kills: int, 
             f"all is written down ({drill.statuses()})", lambda: set(drill.statuses()) == {"delivered"}, patience
         )
         verify()
+        seconds = time.monotonic() - began
         letters = list(receiver.letters)
         came = Counter(letter.id for letter in letters)
         assert set(came) <= drill.told()
@@ -91,4 +114,5 @@ def killed_senders(folder: Path, database_url: str, *, events: int, kills: int, 
             unknown_tries=drill.unknown(),
             kills=kills,
             statuses=drill.statuses(),
+            seconds=seconds,
         )

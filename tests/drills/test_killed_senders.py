@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.drills.killed_senders import killed_senders
+from tests.drills.killed_senders import SHORT, killed_senders
 
 pytestmark = pytest.mark.slow
 
 
 def test_every_event_arrives_although_their_sender_is_killed_in_the_middle(tmp_path: Path, sqlite_url: str) -> None:
-    tally = killed_senders(tmp_path, sqlite_url, events=60, kills=2, seed=1, patience=90)
+    events, kills = SHORT
+    tally = killed_senders(tmp_path, sqlite_url, events=events, kills=kills, seed=1, patience=90)
     assert tally.broken_promises() == []
