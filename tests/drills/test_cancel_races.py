@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -35,6 +35,7 @@ from shared.tables import jobs as table
 from shared.tickets import Bell
 from tests.lives import PRICES, SUBMISSION, job_row
 from worker.backends.base import Backend, Canceled, Failure, Kind, Picture, Request
+from worker.backends.dataoorts import Dataoorts
 from worker.feed import Feed
 from worker.generation import Generation
 from worker.leases import Leases
@@ -196,6 +197,7 @@ class Vendor:
     """A backend whose calls take a while, and end as chance wills."""
 
     name = "dataoorts"
+    capabilities = Dataoorts.capabilities
     attempt_seconds = -120.0  # long over when it begins: the sweep may close it under the worker's hands
 
     def __init__(self, turns: Turns, books: Books, chance: random.Random) -> None:
@@ -203,6 +205,9 @@ class Vendor:
         self._turns = turns
         self._books = books
         self._chance = chance
+
+    def compatible(self, in_hand: Sequence[Mapping[str, Any]]) -> None:
+        return None
 
     def generate(self, requests: Sequence[Request], progress: object, canceled: Canceled) -> list[Picture | Failure]:
         [request] = requests
