@@ -162,6 +162,9 @@ class Vendor:
     def works_at(self, claim: Claim) -> None:
         self._at_work.claim = claim
 
+    def compatible(self, in_hand: object) -> None:
+        return None
+
     def generate(self, requests: Sequence[Request], progress: Progress, canceled: Canceled) -> list[Picture | Failure]:
         [request] = requests
         claim: Claim = self._at_work.claim

@@ -47,6 +47,9 @@ class ScriptedBackend:
     def health(self) -> str | None:
         return None
 
+    def compatible(self, in_hand: object) -> None:
+        return None
+
     def generate(self, requests: Sequence[Request], progress: Progress, canceled: Canceled) -> list[Picture | Failure]:
         self.seen += requests
         answer = _next(self.answers)

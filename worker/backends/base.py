@@ -114,8 +114,8 @@ class Capabilities:
     most_at_once: int  # requests in one generate() call
 
 
-#: Called with (index of the request, step, steps).
-Progress = Callable[[int, int, int], None]
+#: Called with (index of the request, steps done, steps in all, a small preview as JPEG or None).
+Progress = Callable[[int, int, int, bytes | None], None]
 #: Asked with the index of a request.
 Canceled = Callable[[int], bool]
 
@@ -139,6 +139,12 @@ class Backend(Protocol):
 
     def health(self) -> str | None:
         """None if fit to work, else what is wrong, in one line. Costs nothing and does not wait."""
+
+    def compatible(self, in_hand: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], bool] | None:
+        """Which further jobs may be claimed beside those in hand, by their inputs; None: any.
+
+        Each call that says True counts that input as taken.
+        """
 
     def generate(self, requests: Sequence[Request], progress: Progress, canceled: Canceled) -> list[Picture | Failure]:
         """One outcome a request, in order. Raises ValueError for more than `most_at_once`, nothing for a bad job."""
