@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from hypothesis import settings
 import migrations
 from shared.database import Database
 from tests.servers import PostgresServer, RedisServer
+
+#: Without torch there is nothing to collect; `./dev test gpu` has a venv with it.
+collect_ignore = [] if find_spec("torch") else ["gpu"]
 
 #: `--hypothesis-profile=long`: other examples each time, and many of them.
 settings.register_profile("long", max_examples=2000, stateful_step_count=60, deadline=None)

@@ -1,0 +1,222 @@
+"""The local backend: SDXL on a card of this machine. Pictures cost nothing but time.
+
+The contract and the wiring. `step_engine.py` draws the jobs of all threads together on one thread of its own,
+`sdxl.py` knows the model; what takes time beside the card happens here, in the threads that wait: encoding pictures,
+previews, and telling about progress.
+
+Importing this file imports no torch: `load` does.
+"""
+
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from io import BytesIO
+from queue import SimpleQueue
+from typing import Any
+
+from PIL import Image
+
+from shared.catalogue import SIDE
+from worker.backends import previews
+from worker.backends.base import (
+    Billed,
+    Canceled,
+    Capabilities,
+    Failure,
+    Kind,
+    Picture,
+    PictureWarning,
+    Progress,
+    Request,
+    one_line,
+)
+from worker.backends.batch_room import MOST_AT_ONCE, BatchRoom, Size, size_of
+from worker.backends.model_folder import NotReady
+from worker.backends.step_engine import Drawn, News, Row, StepEngine, Stepped
+from worker.picture import Unfit, inspect
+
+log = logging.getLogger(__name__)
+
+COMPRESSION = 4  # of zlib: beyond it, a PNG takes twice the time to get a few percent smaller
+SLACK_SECONDS = 15.0  # for what a job may take beyond its time: the step that runs, decoding, encoding
+
+#: Only one at a time: worker.picture.inspect turns warnings into errors, for the whole process.
+_judging = threading.Lock()
+
+
+class Diffusers:
+    """`model`: a folder that save_pretrained made, or a hub id; `revision`: which one (see `model_folder.py`).
+
+    `device`: auto, cuda, mps, cpu. `dtype`: auto (bfloat16 from Ampere on, float16 on older cards and Apple's, float32
+    on a CPU), bfloat16, float16, float32. `low_memory`: for cards of 8 GB; each new job costs a second more.
+    `compile_sizes`: sizes that are compiled while loading, minutes each. `attempt_seconds`: how long a job may take.
+    `stuck_seconds`: a call of the model that takes longer ends the process. `most_at_once`: how many jobs share a call,
+    by the pixels of their pictures (see `batch_room.py`). `exit_process`: for tests.
+    """
+
+    name = "diffusers"
+    capabilities = Capabilities(
+        smallest_side=int(SIDE.minimum),
+        largest_side=int(SIDE.maximum),
+        side_multiple_of=SIDE.multiple_of or 1,
+        most_steps=100,
+        seed=True,
+        progress=True,
+        cancel=True,
+        image_to_image=False,
+        most_at_once=64,
+    )
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None = None,
+        *,
+        download: bool = False,
+        device: str = "auto",
+        dtype: str = "auto",
+        low_memory: bool = False,
+        compile_sizes: Sequence[Size] = (),
+        attempt_seconds: float = 300.0,
+        stuck_seconds: float = 300.0,
+        most_at_once: Mapping[int, int] = MOST_AT_ONCE,
+        exit_process: Callable[[int], object] = os._exit,
+    ) -> None:
+        self._model = model
+        self._compile_sizes = compile_sizes
+        self._job_seconds = attempt_seconds
+        self._stuck_seconds = stuck_seconds
+        self._exit_process = exit_process
+        self._room = BatchRoom(most_at_once)
+        self._loading: dict[str, Any] = {
+            "revision": revision,
+            "download": download,
+            "device": device,
+            "dtype": dtype,
+            "low_memory": low_memory,
+        }
+        self._sdxl: Any = None
+        self._engine: StepEngine | None = None
+
+    @property
+    def attempt_seconds(self) -> float:
+        return self._job_seconds + SLACK_SECONDS
+
+    def load(self) -> None:
+        """Read the model, draw one step with it, start the engine. Raises NotReady, which says what to do."""
+        try:
+            from worker.backends import sdxl
+        except ImportError as error:
+            missing = error.name or one_line(str(error))
+            raise NotReady(f"{missing} is missing: install requirements-gpu.lock (docs/gpu.md)") from None
+        self._sdxl = sdxl.load(self._model, **self._loading)
+        try:
+            self._sdxl.warm_up(self._compile_sizes, self._room)
+        except Exception as error:
+            problem = f"the first step failed: {type(error).__name__}: {error}"
+            raise NotReady(one_line(problem)) from error
+        self._engine = StepEngine(
+            self._sdxl,
+            self._room,
+            job_seconds=self._job_seconds,
+            stuck_seconds=self._stuck_seconds,
+            exit_process=self._exit_process,
+        )
+        self._engine.start()
+
+    def health(self) -> str | None:
+        return "the model is not loaded" if self._engine is None else self._engine.health()
+
+    def describe(self) -> dict[str, Any]:
+        """For an operator: card, memory, model, what shares a call, seconds a step (None until something was drawn)."""
+        if self._engine is None:
+            raise RuntimeError("describe() comes after load()")
+        figures = self._engine.figures()
+        sides = (256, 512, 768, 1024, 1536, 2048)
+        return {
+            "model": self._model,
+            **self._sdxl.facts(),
+            "most_at_once": {f"{side}x{side}": self._room.cap((side, side)) for side in sides},
+            "seconds_per_step": {"{}x{}".format(*size): value for size, value in figures.seconds_per_step.items()},
+            "calls": figures.calls,
+            "mean_batch": figures.rows / figures.calls if figures.calls else None,
+            "largest_batch": figures.largest_batch,
+        }
+
+    def compatible(self, in_hand: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], bool] | None:
+        admit = self._room.admission(size_of(input) for input in in_hand)
+        return lambda input: admit(size_of(input))
+
+    def generate(self, requests: Sequence[Request], progress: Progress, canceled: Canceled) -> list[Picture | Failure]:
+        if len(requests) > self.capabilities.most_at_once:
+            raise ValueError(f"at most {self.capabilities.most_at_once} pictures a call")
+        if self._engine is None:
+            return [Failure(Kind.not_accepted, Billed.no, "the model is not loaded")] * len(requests)
+        news: News = SimpleQueue()
+        self._engine.submit(
+            [
+                Row(index, request.input, size_of(request.input), partial(canceled, index), news)
+                for index, request in enumerate(requests)
+            ]
+        )
+        outcomes: dict[int, Picture | Failure] = {}
+        while len(outcomes) < len(requests):
+            item = news.get()
+            if isinstance(item, Stepped):
+                _tell(progress, item)
+            else:
+                outcomes[item.index] = _outcome(requests[item.index], item.outcome)
+        return [outcomes[index] for index in range(len(requests))]
+
+    def judge(self, request: Request, data: bytes) -> Picture:
+        try:
+            with _judging:
+                facts = inspect(data)
+        except Unfit as unfit:
+            raise Failure(Kind.bad_output, Billed.no, f"the picture is unfit: {unfit}") from None
+        return Picture(data, facts.content_type, facts.width, facts.height, hashlib.sha256(data).hexdigest())
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+        if self._sdxl is not None:
+            sdxl, self._sdxl = self._sdxl, None
+            free = sdxl.free_memory
+            del sdxl
+            free()
+
+
+def _tell(progress: Progress, news: Stepped) -> None:
+    preview = None
+    if news.glimpse is not None:
+        try:
+            preview = previews.jpeg(news.glimpse)
+        except Exception:  # a glimpse is not worth a picture
+            log.warning("no preview", exc_info=True)
+    try:
+        progress(news.index, news.step, news.steps, preview)
+    except Exception:  # nor is news of it
+        log.warning("nobody could be told of the progress", exc_info=True)
+
+
+def _outcome(request: Request, outcome: Drawn | Failure) -> Picture | Failure:
+    if isinstance(outcome, Failure):
+        return outcome
+    try:
+        return _picture(request, outcome.pixels, outcome.warnings)
+    except Exception:  # one job's fault must not be raised: the others have outcomes
+        log.exception("%s: a fault in the backend", request.job_id)
+        return Failure(Kind.internal, Billed.no, "the backend failed; the fault is ours")
+
+
+def _picture(request: Request, pixels: Any, warnings: tuple[PictureWarning, ...]) -> Picture:
+    image = Image.fromarray(pixels)
+    with BytesIO() as file:
+        image.save(file, "PNG", compress_level=COMPRESSION)
+        data = file.getvalue()
+    request.received(data)
+    return Picture(data, "image/png", *image.size, hashlib.sha256(data).hexdigest(), warnings)

@@ -1,0 +1,97 @@
+"""Where the model's files are, and which revision of it they are. Offline, unless downloads are allowed.
+
+The revision is what makes a picture reproducible: of a hub id, the commit of its snapshot; of a folder, a hash of its
+configuration files and of the names and sizes of its weights (reading gigabytes to hash them would take a minute).
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+PIPELINE = "StableDiffusionXLPipeline"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class NotReady(Exception):
+    """Why the backend can't be loaded, and what to do about it, in one line."""
+
+
+class ModelFolder(NamedTuple):
+    """`variant`: of the weights' file names (`fp16`), or None for the plain ones."""
+
+    path: Path
+    revision: str
+    variant: str | None
+
+
+def find_model(model: str, revision: str | None, *, download: bool, half: bool) -> ModelFolder:
+    """The folder of a path or hub id, checked to hold an SDXL text-to-image pipeline. Raises NotReady.
+
+    `half`: 16-bit weights will do, so that the smaller files are taken where there are any. `revision`: of a hub id
+    the one to take, of a folder the one that it must have.
+    """
+    given = Path(model).expanduser()
+    if given.is_dir():
+        path, found = given.resolve(), folder_revision(given)
+        if revision is not None and revision != found:
+            raise NotReady(f"{given} is revision {found}, not {revision}: pin this one, or put the other one there")
+    elif given.is_absolute() or model.startswith((".", "~")) or not _HUB_ID.fullmatch(model):
+        raise NotReady(f"there is no model folder {model}: give the path of one, or a hub id such as owner/name")
+    else:
+        path = _snapshot(model, revision, download=download, half=half)
+        found = path.name  # the cache names snapshots by their commit
+    check_pipeline(path, model)
+    return ModelFolder(path, found, _variant(path, half=half))
+
+
+def folder_revision(folder: Path) -> str:
+    """16 hex digits: of the configuration's bytes, and the weights' names and sizes."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in {".json", ".txt", ".safetensors"} and path.is_file():
+            content = b"" if path.suffix == ".safetensors" else path.read_bytes()
+            digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def check_pipeline(path: Path, model: str) -> None:
+    """Raises NotReady for what is no SDXL pipeline, before gigabytes of it are read."""
+    try:
+        index: Any = json.loads((path / "model_index.json").read_text())
+        name = index["_class_name"]
+    except FileNotFoundError:
+        raise NotReady(f"{model} holds no model_index.json: give the folder that save_pretrained made") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise NotReady(f"the model_index.json of {model} cannot be read ({type(error).__name__})") from None
+    if name != PIPELINE:
+        raise NotReady(f"{model} is a {name}; this backend draws with a {PIPELINE} (text to image)")
+
+
+def _snapshot(model: str, revision: str | None, *, download: bool, half: bool) -> Path:
+    """The cached snapshot of a hub id."""
+    from diffusers import StableDiffusionXLPipeline
+
+    problem = "it is not in the cache"
+    for variant in ("fp16", None) if half else (None,):
+        try:
+            return Path(
+                StableDiffusionXLPipeline.download(
+                    model, revision=revision, local_files_only=not download, variant=variant, use_safetensors=True
+                )
+            )
+        except (OSError, ValueError) as error:  # what the hub's client raises for all that is missing
+            problem = " ".join(str(error).split())[:200]
+    at = f"{model} at revision {revision}" if revision else model
+    if download:
+        raise NotReady(f"{at} could not be downloaded: {problem}")
+    raise NotReady(f"{at} is not on this machine, and downloads are off: allow them, or give the path of its folder")
+
+
+def _variant(path: Path, *, half: bool) -> str | None:
+    weights = [file.name for file in (path / "unet").glob("*.safetensors")]
+    if not weights:
+        raise NotReady(f"{path / 'unet'} holds no .safetensors: other formats can run code, and are not read")
+    small, plain = any(".fp16." in name for name in weights), any(".fp16." not in name for name in weights)
+    return "fp16" if small and (half or not plain) else None
