@@ -26,6 +26,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -366,11 +367,12 @@ class StepEngine:
     def _watch(self) -> None:
         """Exit when one call of the model takes too long: a hung kernel hears nothing, and no thread can be ended."""
         while not self._over.wait(min(self._stuck_seconds / 4, 5.0)):
-            since = self._at_work_since
-            if since is not None and self._clock() - since > self._stuck_seconds:
-                reason = f"the card has not moved for {self._stuck_seconds:g} seconds"
-                self._ended = reason
-                try:
-                    self._exit(reason)
-                except _Gone:
-                    return
+            if self._is_stuck():
+                self._ended = f"the card has not moved for {self._stuck_seconds:g} seconds"
+                with suppress(_Gone):
+                    self._exit(self._ended)
+                return
+
+    def _is_stuck(self) -> bool:
+        since = self._at_work_since
+        return since is not None and self._clock() - since > self._stuck_seconds
