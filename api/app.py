@@ -31,6 +31,7 @@ from api.services import Services
 from api.submission import submission_body
 from api.waiting import Waiting, standing
 from api.webhook_shapes import BODIES
+from shared import progress
 from shared.announcements import Announcer, Listener, client
 from shared.catalogue import MODELS
 from shared.database import Database
@@ -63,8 +64,12 @@ def open_services(settings: Settings) -> Services:
     """What the routes work with. Nothing here waits: the database and Redis may be away."""
     database = Database(settings.database_url, connections=CONNECTIONS, wait_seconds=5)
     announcer = Announcer(client(settings))
+    redis = client(settings, timeout_seconds=0.5)
     waiting = Waiting(
-        lambda heard: Listener(client(settings), heard), partial(standing, database), WAITING_PLACES, STREAM_PLACES
+        lambda heard, progressed: Listener(client(settings), heard, {progress.CHANNEL: progressed}),
+        partial(standing, database),
+        WAITING_PLACES,
+        STREAM_PLACES,
     )
 
     def tell(moved: list[str]) -> None:
@@ -82,7 +87,8 @@ def open_services(settings: Settings) -> Services:
         waiting=waiting,
         forecast=Forecast(database, settings.backends, settings.lease_seconds),
         keys=Keys(database, settings),
-        redis=client(settings, timeout_seconds=0.5),
+        progress=progress.ProgressBoard(redis),
+        redis=redis,
     )
 
 

@@ -4,6 +4,7 @@ Both lead through the same numbers: a job's events by `sequence`, the project's 
 one asks for what comes after it, in whichever form, and misses nothing.
 """
 
+import base64
 import json
 import logging
 import select as polling
@@ -13,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from flask import Response, g, request
@@ -31,13 +33,17 @@ from shared.database import AWAY, Database, now
 from shared.events import Event, event_object, jobs_of
 from shared.ids import is_id
 from shared.job_object import SHOWN, job_object, rfc3339
+from shared.progress import ProgressBoard
 from shared.standing import TERMINAL
-from shared.tables import events, jobs, projects
+from shared.tables import Status, events, jobs, projects
 
 log = logging.getLogger(__name__)
 
 #: The media type of a stream.
 STREAM = "text/event-stream"
+
+#: A hint on the stream of a job: not stored, and so without a place to resume from.
+PROGRESS = "job.progress"
 
 #: A comment is sent so often, or somebody in between takes a quiet stream for a dead one. The key is looked at again.
 HEARTBEAT_SECONDS = 15.0
@@ -104,15 +110,21 @@ class Story(ABC):
     @abstractmethod
     def page(self, after: int, at_most: int) -> Page: ...
 
+    def progress(self) -> Mapping[str, Any] | None:
+        """What there is to say of how far it is, between two events."""
+        return None
+
 
 class JobStory(Story):
     """The events of one job, by `sequence`. It ends with the job. Refused as not found unless it is the project's."""
 
-    def __init__(self, database: Database, project: str, base_url: str, job_id: str) -> None:
+    def __init__(self, database: Database, project: str, base_url: str, job_id: str, board: ProgressBoard) -> None:
         super().__init__(database, project, base_url)
         if not is_id("job", job_id):
             raise not_found()
         self.subject = job_id
+        self._board = board
+        self._running_attempt: int | None = None
 
     def start(self) -> Start:
         with self._database.read() as connection:
@@ -138,10 +150,23 @@ class JobStory(Story):
         reached = told[-1][0] if told else after
         return Page(told, len(found) > at_most, row.status in TERMINAL and reached >= row.sequence)
 
+    def progress(self) -> Mapping[str, Any] | None:
+        attempt = self._running_attempt
+        report = None if attempt is None else self._board.latest(self.subject, attempt)
+        if report is None:
+            return None
+        preview = report.preview and {
+            "content_type": "image/jpeg",
+            "base64": base64.b64encode(report.preview).decode("ascii"),
+        }
+        data = {"id": self.subject, "attempt": report.attempt, "progress": report.progress.model_dump()}
+        return {"type": PROGRESS, "timestamp": rfc3339(datetime.now(UTC)), "data": data | {"preview": preview or None}}
+
     def _job(self, connection: Connection) -> Row[Any]:
         row = connection.execute(_JOB, {"job_id": self.subject, "project": self._project}).one_or_none()
         if row is None:
             raise not_found()
+        self._running_attempt = row.attempts if row.status == Status.running else None
         return row
 
 
@@ -176,12 +201,13 @@ def routes(services: Services) -> APIBlueprint:
         operation_id="listJobEvents",
         summary="The events of a job, as a list or a stream",
         description="In order of `sequence`. With `Accept: text/event-stream` as a stream: a snapshot of the job (not "
-        "if `after` or `Last-Event-ID` is given), then each event as it happens, until the job has ended. Whoever "
+        "if `after` or `Last-Event-ID` is given), then each event as it happens, until the job has ended; between them "
+        "`job.progress`, without id or sequence, where the backend tells how far it is, with a small preview. Whoever "
         "comes back with its last id gets what came after it; nothing will, if that was the end: 204.",
         responses=_answers((401, 404, 406, 422, 429), {204: None}),
     )
     def list_job_events(path: JobPath, query: EventsQuery) -> Response:
-        return _answer(services, query, JobStory(database, g.project_id, base_url(), path.id))
+        return _answer(services, query, JobStory(database, g.project_id, base_url(), path.id, services.progress))
 
     @blueprint.get(
         "/events",
@@ -320,6 +346,15 @@ def _tell(
         if place is not None and (pause or not news):
             news = place.wait(pause or beat_at - time.monotonic()) or bool(pause)
             pause = 0.0
+            yield from _hint(story, place)
+
+
+def _hint(story: Story, place: Place) -> Iterator[bytes]:
+    """How far the job is, if somebody said so since. Not counted: a client resumes from the event before it."""
+    if place.has_progressed:
+        place.has_progressed = False
+        if (told := story.progress()) is not None:
+            yield f"event: {PROGRESS}\ndata: {json.dumps(told)}\n\n".encode()
 
 
 def _message(place: int, kind: str, data: str) -> bytes:

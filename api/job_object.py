@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Row, bindparam, func, select, tuple_
 from api.errors import not_found
 from shared.ids import is_id
 from shared.job_object import SHOWN, Job, job_object
+from shared.progress import Progress
 from shared.settings import Settings
 from shared.standing import CLAIMABLE
 from shared.tables import Status, jobs
@@ -45,6 +46,6 @@ def queue_position(connection: Connection, row: Row[Any]) -> int | None:
     return count + 1 if count < FARTHEST_POSITION else None
 
 
-def show(row: Row[Any], cost: int, position: int | None, settings: Settings) -> Job:
+def show(row: Row[Any], cost: int, position: int | None, settings: Settings, progress: Progress | None = None) -> Job:
     """A job's row as clients see it."""
-    return job_object(row, cost, position, settings.public_url or request.host_url)
+    return job_object(row, cost, position, settings.public_url or request.host_url, progress)

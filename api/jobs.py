@@ -64,7 +64,7 @@ def routes(services: Services) -> APIBlueprint:
         headers = seen.headers
         response = Response(status=304, headers=headers)
         if not _is_known(row):
-            body = show(row, seen.cost, seen.position, settings).model_dump_json()
+            body = show(row, seen.cost, seen.position, settings, services.progress.of(row)).model_dump_json()
             response = Response(body, 200, headers, content_type="application/json")
         response.set_etag(_etag(row), weak=True)
         return response
@@ -133,7 +133,7 @@ def _retry(tx: Connection, services: Services, job_id: str) -> life.Made:
         tx,
         job_id,
         backend=backend,
-        sandbox=settings.sandbox,
+        sandbox=settings.is_sandbox(backend),
         max_wait_seconds=settings.max_wait_seconds,
     )
     if retried is not None:
@@ -159,7 +159,7 @@ def _once(services: Services, key: idempotency.Key | None, make: Callable[[Conne
     new = made.job if made is not None and made.is_new else None
     seen = _look(services, job_id, lambda row: row.status in TERMINAL, new)
     row = seen.row
-    job = show(row, seen.cost, seen.position, services.settings)
+    job = show(row, seen.cost, seen.position, services.settings, services.progress.of(row))
     headers = {"Location": job.urls.self} | seen.headers
     if first is not None:
         headers["Idempotent-Replayed"] = "true"

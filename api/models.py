@@ -30,13 +30,14 @@ def routes(services: Services) -> APIBlueprint:
 
 def _show(model: catalogue.Model, settings: Settings) -> Model:
     size = model.fixed_size
+    backends = [backend for backend in settings.backends if backend in model.backends]
     return Model(
         id=model.name,
         object="model",
         title=model.title,
         default=model.name == catalogue.DEFAULT_MODEL,
-        backends=[backend for backend in settings.backends if backend in model.backends],
-        sandbox=settings.sandbox,
+        backends=backends,
+        sandbox=any(settings.is_sandbox(backend) for backend in backends),
         price_usd=f"{catalogue.price_usd(model.name, settings.prices).normalize():f}",
         fixed_size=None if size is None else ModelSize(width=size[0], height=size[1]),
         parameters=[_parameter(name, limits) for name, limits in model.parameters.items()],

@@ -10,6 +10,7 @@ from api.waiting import Waiting
 from shared.announcements import Announcer
 from shared.database import Database
 from shared.image_store import ImageStore
+from shared.progress import ProgressBoard
 from shared.settings import Settings
 from shared.tickets import Bell
 
@@ -24,7 +25,8 @@ class Services:
     waiting: Waiting
     forecast: Forecast
     keys: Keys
-    #: For the readiness check alone; the bell and the announcements have their own ways to Redis.
+    progress: ProgressBoard
+    #: For the readiness check and the progress; the bell and the announcements have their own ways to Redis.
     redis: Redis
 
     def close(self) -> None:

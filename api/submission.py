@@ -128,7 +128,7 @@ def submit(tx: Connection, services: Services, body: RootModel[Any]) -> Row[Any]
         backend=backend,
         input=input,
         metadata=submission.metadata,
-        sandbox=settings.sandbox,
+        sandbox=settings.is_sandbox(backend),
         deadline_seconds=submission.deadline_seconds,
         max_wait_seconds=settings.max_wait_seconds,
         webhook=_whole_webhook(submission.webhook),

@@ -64,12 +64,24 @@ def standing(database: Database, subjects: Sequence[str]) -> dict[str, int]:
 
 
 class Place:
-    """Where somebody waits for one job or one project."""
+    """Where somebody waits for one job or one project.
 
-    def __init__(self, subject: str, free: Callable[["Place"], None], connection: socket.socket | None) -> None:
+    `hears_progress`: it is also woken by hints of how far the job is; `has_progressed` says that there was one.
+    """
+
+    def __init__(
+        self,
+        subject: str,
+        free: Callable[["Place"], None],
+        connection: socket.socket | None,
+        hears_progress: bool = False,
+    ) -> None:
         """`free` is called when it is left. `connection`: that of a client who may hang up meanwhile."""
         self.subject = subject
         self.connection = connection
+        self.hears_progress = hears_progress
+        self.has_progressed = False
+        self.has_moved = False
         self.bell = threading.Event()
         self.is_over = False
         self._free = free
@@ -79,12 +91,23 @@ class Place:
         if not self.bell.wait(max(seconds, 0)):
             return False  # and a bell that rings only now is kept for the next time
         self.bell.clear()
-        return True
+        moved, self.has_moved = self.has_moved, False
+        return moved
+
+    def wake(self) -> None:
+        """There may be news."""
+        self.has_moved = True
+        self.bell.set()
+
+    def hint(self) -> None:
+        """The job is further than it was."""
+        self.has_progressed = True
+        self.bell.set()
 
     def end(self) -> None:
         """There is nothing left to wait for: the process stops, or the client is gone."""
         self.is_over = True
-        self.bell.set()
+        self.wake()
 
     def leave(self) -> None:
         self._free(self)
@@ -95,16 +118,17 @@ class Waiting:
 
     def __init__(
         self,
-        listen: Callable[[Callable[[str | None], None]], Listener],
+        listen: Callable[[Callable[[str | None], None], Callable[[str], None]], Listener],
         look: Callable[[Sequence[str]], Mapping[str, int]],
         places: int,
         stream_places: int,
     ) -> None:
-        """`listen` makes the listener, given what it calls; `look` says how far jobs and projects have come.
+        """`listen` makes the listener, given what it calls with moves and with hints of progress; `look` says how far
+        jobs and projects have come.
 
         `places`: how many may wait for an answer at once; `stream_places`: how many streams may be open beside them.
         """
-        self._listener = listen(self._hear)
+        self._listener = listen(self._hear, self._hear_progress)
         self._look = look
         self._free = threading.BoundedSemaphore(places)
         self._free_streams = threading.BoundedSemaphore(stream_places)
@@ -131,14 +155,14 @@ class Waiting:
 
     def stream(self, subject: str, connection: socket.socket | None) -> Place | None:
         """A place for a stream, to be left by `leave()`; None if none is free."""
-        return self._take(subject, self._free_streams, connection)
+        return self._take(subject, self._free_streams, connection, hears_progress=True)
 
     def wake(self, subject: str) -> None:
         """This job, or the feed of this project, has moved."""
         with self._lock:
             places = list(self._places.get(subject, ()))
         for place in places:
-            place.bell.set()
+            place.wake()
 
     def close(self) -> None:
         """The process stops: every wait and every stream ends now."""
@@ -164,7 +188,13 @@ class Waiting:
             if place is not None:
                 place.leave()
 
-    def _take(self, subject: str, free: threading.Semaphore, connection: socket.socket | None) -> Place | None:
+    def _take(
+        self,
+        subject: str,
+        free: threading.Semaphore,
+        connection: socket.socket | None,
+        hears_progress: bool = False,
+    ) -> Place | None:
         if self._closed or not free.acquire(blocking=False):
             return None
 
@@ -176,7 +206,7 @@ class Waiting:
                     self._seen.pop(subject, None)
             free.release()
 
-        place = Place(subject, leave, connection)
+        place = Place(subject, leave, connection, hears_progress)
         with self._lock:
             self._places.setdefault(subject, set()).add(place)
             if not self._started:
@@ -195,6 +225,12 @@ class Waiting:
             self._look_now.set()
         else:
             self.wake(subject)
+
+    def _hear_progress(self, job_id: str) -> None:
+        with self._lock:
+            places = [place for place in self._places.get(job_id, ()) if place.hears_progress]
+        for place in places:
+            place.hint()
 
     def _keep_looking(self) -> None:
         while not self._closed:

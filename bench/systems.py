@@ -50,7 +50,7 @@ class System(ABC):
         #: Where the system looks for Redis.
         self.redis_url = f"redis://127.0.0.1:{self.redis_port}/0"
         #: The lines of its processes by name.
-        self.lines = {command.name: command.line for command in procfile.read(self._procfile)}
+        self.lines = {command.name: command.line for command in procfile.read(self._procfile, ("dataoorts",))}
 
     @abstractmethod
     def _environ(self) -> Mapping[str, str]:

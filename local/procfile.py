@@ -1,6 +1,7 @@
 """Read a Procfile: a line `name: command` each process; empty lines and lines that start with # say nothing."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from local.supervisor import Command
@@ -8,8 +9,15 @@ from local.supervisor import Command
 _LINE = re.compile(r"([A-Za-z0-9_-]+):\s*(\S.*)")
 
 
-def read(path: Path) -> tuple[Command, ...]:
-    """The commands of a Procfile, in its order. ValueError for a line that is none, or a name that comes twice."""
+#: The queue that tells a worker's backend.
+_BACKEND = re.compile(r" -Q generate\.(\S+)")
+
+
+def read(path: Path, backends: Collection[str] | None = None) -> tuple[Command, ...]:
+    """The commands of a Procfile, in its order. ValueError for a line that is none, or a name that comes twice.
+
+    `backends`: those in use; workers of others are left out. None: all of them are wanted.
+    """
     commands: dict[str, Command] = {}
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if not line.strip() or line.startswith("#"):
@@ -20,4 +28,7 @@ def read(path: Path) -> tuple[Command, ...]:
         if match[1] in commands:
             raise ValueError(f"{path.name}, line {number}: a second `{match[1]}`")
         commands[match[1]] = Command(match[1], match[2])
+    if backends is not None:
+        workers = {name: _BACKEND.search(command.line) for name, command in commands.items()}
+        commands = {name: commands[name] for name, worker in workers.items() if not worker or worker[1] in backends}
     return tuple(commands.values())

@@ -2,7 +2,7 @@
 
 import http.client
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +24,12 @@ class House:
     sandbox: str = "python -m sandbox --host 127.0.0.1 --port {port}"
     #: How long its parts may take to answer after their start.
     patience: float = 60.0
+    #: How much longer that of a local model may take: gigabytes are read, at the first use perhaps fetched.
+    loading: float = 1800.0
 
-    def processes(self) -> tuple[Command, ...]:
-        """The processes of the Procfile, which are those of production."""
-        return procfile.read(self.root / "Procfile")
+    def processes(self, backends: Collection[str]) -> tuple[Command, ...]:
+        """The processes of the Procfile, which are those of production, but for workers of backends not in use."""
+        return procfile.read(self.root / "Procfile", backends)
 
 
 class Service:
@@ -86,7 +88,7 @@ class Service:
 
     async def start(self, supervisor: Supervisor) -> None:
         """Start everything, each part when what it needs is there; Failure says what is missing."""
-        processes = self.house.processes()
+        processes = self.house.processes(self.settings.backends)
         supervisor.make_room("sandbox", "migrations", *(command.name for command in processes))
         if self.redis is not None:
             supervisor.start(self.redis.command())
@@ -97,7 +99,8 @@ class Service:
         if await supervisor.run_once(Command("migrations", self.house.migrations)) != 0:
             raise Failure("the database could not be migrated; why stands above")
         supervisor.start(*processes)
-        await supervisor.wait_for(self.missing, self.house.patience)
+        local = "diffusers" in self.settings.backends
+        await supervisor.wait_for(self.missing, self.house.patience + (self.house.loading if local else 0))
 
     def missing(self) -> str | None:
         """What keeps the API and those behind it from serving; None when all of it is ready."""
@@ -121,6 +124,7 @@ class Service:
 
 
 def _needs_sandbox(given: Mapping[str, str]) -> bool:
-    """Without a key there is nobody to call; unless somebody runs a sandbox already, and says so."""
-    has_own = given.get("DARKROOM_SANDBOX") and given.get("DATAOORTS_URL")
+    """Without a key there is nobody to call; unless nobody is to be called, or a sandbox runs already."""
+    backends = given.get("DARKROOM_BACKENDS") or "dataoorts"
+    has_own = "dataoorts" not in backends or (given.get("DARKROOM_SANDBOX") and given.get("DATAOORTS_URL"))
     return not given.get("DATAOORTS_API_KEY") and not has_own

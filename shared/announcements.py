@@ -7,7 +7,7 @@ any hint. So nobody here ever waits for Redis, and its absence only makes those 
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import redis
 from redis.backoff import NoBackoff
@@ -73,10 +73,19 @@ class Announcer(Courier):
 class Listener:
     """Hears what is announced, in a thread of its own: one subscription a process."""
 
-    def __init__(self, redis: redis.Redis, heard: Callable[[str | None], None]) -> None:
-        """`heard` is called with a job's id; with None after a subscription began: anything may have been missed."""
+    def __init__(
+        self,
+        redis: redis.Redis,
+        heard: Callable[[str | None], None],
+        further: Mapping[str, Callable[[str], None]] | None = None,
+    ) -> None:
+        """`heard` is called with a job's id; with None after a subscription began: anything may have been missed.
+
+        `further`: other channels to listen to, and what to call with what is said there.
+        """
         self._redis = redis
         self._heard = heard
+        self._further = {channel.encode(): called for channel, called in (further or {}).items()}
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
 
@@ -96,10 +105,15 @@ class Listener:
                 self._closed.wait(PAUSE_SECONDS)
 
     def _listen(self, subscription: redis.client.PubSub) -> None:
-        subscription.subscribe(CHANNEL)
+        subscription.subscribe(CHANNEL, *self._further)
         while not self._closed.is_set():
             # With a timeout: a subscription whose other end is gone is silent, and get_message() pings it in between.
             message = subscription.get_message(timeout=1.0)
             if message is None:
                 continue
-            self._heard(message["data"].decode() if message["type"] == "message" else None)
+            if message["type"] != "message":
+                self._heard(None)
+            elif (called := self._further.get(message["channel"])) is not None:
+                called(message["data"].decode())
+            else:
+                self._heard(message["data"].decode())

@@ -66,7 +66,7 @@ MODELS: Mapping[str, Model] = {
             title="Stable Diffusion XL base 1.0",
             parameters=_SDXL,
             price_usd=Decimal("0.008"),
-            backends=("dataoorts",),
+            backends=("dataoorts", "diffusers"),
             vendor_names={},
         ),
         Model(

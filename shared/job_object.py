@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, PlainSerializer, WithJsonSchema
 from sqlalchemy import Row, Select, func, select
 
+from shared.progress import Progress
 from shared.tables import Billed, Outcome, Status, attempts, jobs
 
 #: What the attempts of a job cost, in millionths of a dollar. What is unknown counts in full.
@@ -78,6 +79,10 @@ class Job(BaseModel):
         description="a hint: 1 is claimed next; null if it does not wait to be claimed or is far behind, in lists, "
         "and in the answer to a submission that did not wait"
     )
+    progress: Progress | None = Field(
+        description="a hint, outside of `sequence` and ETag: how far the running attempt is; null where its backend "
+        "tells nothing, in lists, in events, and before and after"
+    )
     attempts: int
     cost_usd: str = Field(description="a decimal number; attempts whose bill is unknown count in full")
     image: Image | None
@@ -93,7 +98,7 @@ class Job(BaseModel):
     urls: Urls
 
 
-def job_object(row: Row[Any], cost: int, position: int | None, base_url: str) -> Job:
+def job_object(row: Row[Any], cost: int, position: int | None, base_url: str, progress: Progress | None = None) -> Job:
     """A job's row as clients see it. `cost` in millionths of a dollar; `base_url`: where clients reach this service."""
     url = f"{base_url.rstrip('/')}/v1/jobs/{row.id}"
     return Job(
@@ -106,6 +111,7 @@ def job_object(row: Row[Any], cost: int, position: int | None, base_url: str) ->
         sandbox=row.sandbox,
         input=row.input,
         queue_position=position,
+        progress=progress,
         attempts=row.attempts,
         cost_usd=usd(cost),
         image=_show_image(row, f"{url}/image"),

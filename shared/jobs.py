@@ -13,7 +13,7 @@ happened. A move, the job's `sequence` and its event row are one transaction, wh
 Attempts are closed by an UPDATE of their own, whatever became of the job, so that no call goes uncounted.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,9 @@ from shared.errors import JobErrorCode
 from shared.ids import new_id
 from shared.image_store import Image
 from shared.tables import Billed, Outcome, Status, jobs
+
+#: How far down the queue a claim looks for jobs that go with those in hand.
+LOOK_AHEAD = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +125,11 @@ def claim(
     terms: Terms,
     *,
     limit: int = 1,
+    compatible: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> list[Claim]:
     """Take the next jobs of a backend, in the queue's order, under a lease; their attempts begin.
+
+    `compatible`: asked for the inputs of the next LOOK_AHEAD jobs; one that it refuses is passed by, and stays first.
 
     A suspect, which is a job that one more death of its worker would end, is taken only where no other one runs. That
     holds as long as a worker makes one claim at a time.
@@ -137,11 +143,16 @@ def claim(
     suspects = {"by_worker": terms.worker, "max_crashes": terms.max_crashes}
     while len(claims) < limit:
         took_suspect = passed_by = False
-        for job_id, is_suspect in tx.execute(
-            moves.NEXT, {"of_backend": backend, "at_most": limit - len(claims), **suspects}
+        at_most = limit - len(claims) if compatible is None else LOOK_AHEAD
+        for job_id, is_suspect, input in tx.execute(
+            moves.NEXT, {"of_backend": backend, "at_most": at_most, **suspects}
         ).all():
+            if len(claims) == limit:
+                break
             if is_suspect and took_suspect:
                 passed_by = True
+                continue
+            if compatible is not None and not compatible(input):
                 continue
             job = moves.CLAIM.make(tx, job_id, **lease)
             if job is None:

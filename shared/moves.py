@@ -144,7 +144,7 @@ _NO_SUSPECT_HERE = ~exists(
     )
 )
 NEXT = (
-    select(jobs.c.id, _SUSPECT.label("suspect"))
+    select(jobs.c.id, _SUSPECT.label("suspect"), jobs.c.input)
     .where(
         jobs.c.backend == bindparam("of_backend"),
         CLAIMABLE,

@@ -7,11 +7,12 @@ because a misspelt setting that is silently ignored is found out on the day it w
 import difflib
 import json
 import os
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -20,7 +21,7 @@ PREFIX = "DARKROOM_"
 #: The vendor's own names, kept so that a team's existing variables work. They carry no prefix.
 VENDOR_NAMES = {"dataoorts_api_key": "DATAOORTS_API_KEY", "dataoorts_url": "DATAOORTS_URL"}
 
-KNOWN_BACKENDS = ("dataoorts",)
+KNOWN_BACKENDS = ("dataoorts", "diffusers")
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -54,6 +55,16 @@ def _networks(value: object) -> object:
     return tuple(networks)
 
 
+def _sizes(value: object) -> object:
+    parts = _split(value)
+    if not isinstance(parts, tuple) or not all(isinstance(part, str) for part in parts):
+        return parts
+    sizes = [re.fullmatch(r"([0-9]{2,4})x([0-9]{2,4})", part) for part in parts]
+    if not all(sizes):
+        raise ValueError("must name sizes such as 512x512, separated by commas")
+    return tuple((int(size[1]), int(size[2])) for size in sizes if size)
+
+
 class Settings(BaseModel):
     """What the operator decided. Field names are the variables' names without the prefix, in lower case."""
 
@@ -71,12 +82,23 @@ class Settings(BaseModel):
     #: USD an image, by model; what is not named here costs what the catalogue says.
     prices: Annotated[dict[str, Decimal], BeforeValidator(_parse_json)] = {}
     lease_seconds: float = Field(20, ge=10, le=3600)
+    #: The longest that one attempt may take; None: what the backend's own default is.
+    attempt_seconds: float | None = Field(None, ge=10, le=3600)
     max_attempts: int = Field(3, ge=1, le=100)
     max_crashes: int = Field(3, ge=2, le=100)  # a first death accuses every job of its process: it can't be final
     max_wait_seconds: int = Field(86400, ge=1, le=30 * 86400)
     public_url: str | None = None
     #: Networks that webhooks may go to although they are not public.
     webhook_allow: Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)] = ()
+    #: A folder or hub id of a Stable Diffusion XL pipeline, for the backend `diffusers`.
+    gpu_model: str = Field("stabilityai/stable-diffusion-xl-base-1.0", min_length=1)
+    gpu_revision: str | None = None  # a commit of the hub's repository
+    gpu_download: bool = False  # whether the model may be fetched from the hub
+    gpu_device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    gpu_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    gpu_low_memory: bool = False
+    #: Sizes whose steps are compiled at the start, as (width, height). Nothing is compiled without any.
+    gpu_compile: Annotated[tuple[tuple[int, int], ...], BeforeValidator(_sizes)] = ()
     sandbox: bool = False
     dataoorts_api_key: str | None = Field(None, repr=False)
     dataoorts_url: str = "https://cloud.dataoorts.com/api/v1"
@@ -166,6 +188,10 @@ class Settings(BaseModel):
         if not self.database_url:
             object.__setattr__(self, "database_url", f"sqlite:///{self.data_dir.resolve() / 'darkroom.db'}")
         return self
+
+    def is_sandbox(self, backend: str) -> bool:
+        """Whether this backend's pictures come from the sandbox, which stands in for the vendor alone."""
+        return self.sandbox and backend == "dataoorts"
 
     @property
     def broker_url(self) -> str:

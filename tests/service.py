@@ -53,7 +53,8 @@ class Service:
         self.http.trust_env = False
         self.http.headers["Authorization"] = f"Bearer {API_KEY}"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._lines = {command.name: command.line for command in procfile.read(ROOT / "Procfile")}
+        backends = environ.get("DARKROOM_BACKENDS", "dataoorts").split(",")
+        self._lines = {command.name: command.line for command in procfile.read(ROOT / "Procfile", backends)}
         self._settings = {
             "DARKROOM_DATA_DIR": str(folder),
             "DARKROOM_DATABASE_URL": database_url,

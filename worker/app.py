@@ -1,10 +1,12 @@
 """Celery and the worker's wiring. Started by Celery's own command; the lines stand in the Procfile.
 
     celery -A worker.app worker -P threads -c 200 -Q generate.dataoorts
+    celery -A worker.app worker -P threads -c 16 -Q generate.diffusers
     celery -A worker.app worker -P threads -c 100 -Q deliver
 
 Pool `threads`: a hosted backend's worker waits on the network, 200 calls at once in one process, and the pool is the
-one that neither loses nor stalls at that (the measurements stand in docs/decisions.md).
+one that neither loses nor stalls at that (the measurements stand in docs/decisions.md). On a GPU they wait for the one
+thread that owns the card, and the model is loaded here, before Celery says that it is ready.
 """
 
 import logging
@@ -21,14 +23,16 @@ from celery import Celery, signals
 from sqlalchemy import Connection
 
 from shared import catalogue, settings, tickets
-from shared.announcements import Announcer, client
+from shared.announcements import Announcer, Listener, client
 from shared.database import AWAY, Database
 from shared.image_store import open_image_store
+from shared.progress import ProgressTeller
 from shared.settings import Settings
 from shared.webhook_secrets import Vault
 from worker import presence, tasks
-from worker.backends.base import Backend
+from worker.backends.base import Backend, CannotLoad
 from worker.backends.dataoorts import Dataoorts
+from worker.backends.diffusers import Diffusers
 from worker.closing import Closing
 from worker.generation import Generation
 from worker.leases import Leases
@@ -64,6 +68,7 @@ class Worker:
         self.database = Database(wanted.database_url, connections=10, wait_seconds=30)
         self.announcer = Announcer(client(wanted))
         self.database.after_commit = self.announcer.tell
+        self.progress = ProgressTeller(client(wanted))
         self.bell = tickets.Bell(tickets.broker(wanted))
         images = open_image_store(wanted.image_store, self.database)
         self.leases = Leases(self.database, wanted.lease_seconds, self._present)
@@ -82,7 +87,7 @@ class Worker:
                 backend=backend,
                 leases=self.leases,
                 worker=self.name,
-                prices=_prices(wanted),
+                prices=_prices(backend.name, wanted),
                 max_attempts=wanted.max_attempts,
                 max_crashes=wanted.max_crashes,
                 lease_seconds=wanted.lease_seconds,
@@ -90,9 +95,13 @@ class Worker:
                 spool=self.spools[backend.name],
                 may_claim=partial(self._may_claim, self.recoveries[backend.name]),
                 more=partial(self.bell.ring, backend.name),
+                tell=self.progress.tell,
             )
             for backend in self.backends
         }
+        # A call that can be stopped is stopped at once; the others learn of a cancel from their heartbeat.
+        stops = any(backend.capabilities.cancel for backend in self.backends)
+        self.listener = Listener(client(wanted), self.leases.look_again) if stops else None
         self.sender = self._sender(wanted) if tickets.queue_of(tickets.DELIVERIES) in queues else None
 
     def _sender(self, wanted: Settings) -> Sender:
@@ -115,8 +124,13 @@ class Worker:
 
     def start(self) -> None:
         for backend in self.backends:
-            backend.load()
+            try:
+                backend.load()
+            except CannotLoad as error:
+                _refuse(error)
         self.leases.start()
+        if self.listener is not None:
+            self.listener.start()
         for recovery in self.recoveries.values():
             recovery.start()
 
@@ -126,6 +140,8 @@ class Worker:
 
     def close(self) -> None:
         self.stopping.set()
+        if self.listener is not None:
+            self.listener.close()
         for recovery in self.recoveries.values():
             recovery.close()
         for spool in self.spools.values():
@@ -138,17 +154,34 @@ class Worker:
         with suppress(*AWAY), self.database.write() as tx:
             presence.leave(tx, self.name)
         self.announcer.close()
+        self.progress.close()
         self.bell.close()
         self.database.close()
 
 
 def _backend(name: str, wanted: Settings, slots: int) -> Backend:
+    if name == Diffusers.name:
+        return Diffusers(
+            wanted.gpu_model,
+            revision=wanted.gpu_revision,
+            download=wanted.gpu_download,
+            device=wanted.gpu_device,
+            dtype=wanted.gpu_dtype,
+            low_memory=wanted.gpu_low_memory,
+            compile_sizes=wanted.gpu_compile,
+            attempt_seconds=wanted.attempt_seconds or Diffusers.ATTEMPT_SECONDS,
+        )
     if not wanted.dataoorts_api_key:
         _refuse(
             "DATAOORTS_API_KEY: must be set. Without a key, let the sandbox stand in for the vendor: `./dev up` does, "
             "and docker-compose.yml says how."
         )
-    return Dataoorts(wanted.dataoorts_url, str(wanted.dataoorts_api_key), slots=slots)
+    return Dataoorts(
+        wanted.dataoorts_url,
+        str(wanted.dataoorts_api_key),
+        slots=slots,
+        deadline_seconds=wanted.attempt_seconds or Dataoorts.DEADLINE_SECONDS,
+    )
 
 
 def _spool(folder: Path) -> Spool:
@@ -158,7 +191,9 @@ def _spool(folder: Path) -> Spool:
         _refuse(f"DARKROOM_SPOOL: received pictures can't be written to {folder} ({error})")
 
 
-def _prices(wanted: Settings) -> dict[str, int]:
+def _prices(backend: str, wanted: Settings) -> dict[str, int]:
+    if backend == Diffusers.name:
+        return dict.fromkeys(catalogue.MODELS, 0)  # nobody sends a bill for a card of one's own
     return {name: round(catalogue.price_usd(name, wanted.prices) * 1_000_000) for name in catalogue.MODELS}
 
 

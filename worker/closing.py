@@ -9,7 +9,7 @@ from shared.database import Database
 from shared.image_store import Image, ImageStore
 from shared.jobs import Claim
 from shared.tables import Billed, Outcome, Status
-from worker.backends.base import Failure, Picture
+from worker.backends.base import Failure, Kind, Picture
 
 
 class Closing:
@@ -53,4 +53,5 @@ class Closing:
         said = {"code": str(failure.kind), "message": failure.message}
         with self._database.write() as tx:
             move(tx)
-            jobs.close_attempt(tx, job_id, attempt, Outcome.failed, failure.billed, said)
+            outcome = Outcome.canceled if failure.kind == Kind.canceled else Outcome.failed
+            jobs.close_attempt(tx, job_id, attempt, outcome, failure.billed, said)

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
@@ -15,6 +15,7 @@ from shared import jobs
 from shared.database import AWAY, Database
 from shared.image_store import ImageStore
 from shared.jobs import Claim, JobError, Terms
+from shared.progress import Report
 from shared.tables import Billed, Outcome
 from worker import retry
 from worker.backends.base import Backend, Failure, Kind, Picture, Request, Unjudged
@@ -56,11 +57,12 @@ class Generation:
         spool: Spool | None = None,
         may_claim: Callable[[], bool] = lambda: True,
         more: Callable[[int], None] = lambda jobs: None,
+        tell: Callable[[str, Report], None] = lambda job_id, report: None,
     ) -> None:
         """`prices`: millionths of a dollar an image, by model. `stopping`: set once the process was asked to stop.
 
         `spool`: where pictures are safe as soon as they are received; None: nowhere. `may_claim`: asked before a claim.
-        `more`: called with how many jobs were claimed when there may be more.
+        `more`: called with how many jobs were claimed when there may be more. `tell`: how far a job is.
         """
         self._database = database
         self._closing = Closing(database, images)
@@ -68,6 +70,9 @@ class Generation:
         self._leases = leases
         self._terms = Terms(worker, lease_seconds, backend.attempt_seconds, prices, max_crashes)
         self._claims = Claims(self._take, more)
+        self._more = more
+        self._tell = tell
+        self._in_hand: dict[tuple[str, int], Mapping[str, Any]] = {}
         self._max_attempts = max_attempts
         self._stopping = stopping
         self._keep = spool.keep if spool is not None else Entry
@@ -80,8 +85,11 @@ class Generation:
             self.run_attempt(claim)
 
     def _take(self, limit: int) -> list[Claim]:
+        compatible = self._backend.compatible(list(self._in_hand.values()))
         with self._database.write() as tx:
-            return jobs.claim(tx, self._backend.name, self._terms, limit=limit)
+            claims = jobs.claim(tx, self._backend.name, self._terms, limit=limit, compatible=compatible)
+        self._in_hand.update({(claim.job_id, claim.fence): claim.input for claim in claims})
+        return claims
 
     @property
     def backend_name(self) -> str:
@@ -96,10 +104,13 @@ class Generation:
     def run_attempt(self, claim: Claim) -> None:
         """From a claim to its end, whatever that is."""
         with self._leases.holding(claim), suppress(_LeftOnTheSpool):
-            if self._stopping.is_set():
-                self._until_done(lambda: self._release(claim))
-                return
-            outcome, entry = self._generate(claim)
+            try:
+                if self._stopping.is_set():
+                    self._until_done(lambda: self._release(claim))
+                    return
+                outcome, entry = self._generate(claim)
+            finally:
+                self._let_go(claim)
             if isinstance(outcome, Unjudged) and entry is not None:
                 outcome = self._until_done(lambda: self._judge(claim, entry.data), entry)
             if isinstance(outcome, Picture):
@@ -118,11 +129,14 @@ class Generation:
         def received(data: bytes) -> None:
             kept.append(self._keep(claim.job_id, claim.attempt, data))
 
+        def progress(_index: int, step: int, steps: int, preview: bytes | None) -> None:
+            self._tell(claim.job_id, Report(claim.attempt, step, steps, preview))
+
         started = time.monotonic()
         try:
             request = Request(claim.job_id, claim.model, claim.input, received)
             outcome = self._backend.generate(
-                [request], progress=lambda *_: None, canceled=lambda _index: self._leases.lost(claim)
+                [request], progress=progress, canceled=lambda _index: self._leases.lost(claim)
             )[0]
             self._seconds.append(time.monotonic() - started)
         except Exception:
@@ -130,6 +144,12 @@ class Generation:
             log.exception("%s: attempt %d broke off", claim.job_id, claim.attempt)
             outcome = Failure(Kind.internal, Billed.unknown, "The worker failed; the fault is ours.")
         return outcome, kept[0] if kept else None
+
+    def _let_go(self, claim: Claim) -> None:
+        """The backend is done with it. Where jobs share its room, another one may come in while this one is stored."""
+        self._in_hand.pop((claim.job_id, claim.fence), None)
+        if self._backend.capabilities.most_at_once > 1:
+            self._more(1)
 
     def _judge(self, claim: Claim, data: bytes) -> Picture | Failure:
         """Of a picture that `generate` could not judge. Raises Unjudged if that still can't be."""

@@ -43,6 +43,7 @@ class Leases:
         self._lost: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self._hurry = threading.Event()
         self._steady_at = 0.0
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -52,6 +53,7 @@ class Leases:
     def close(self) -> None:
         """Stop renewing. What is still held lapses and is rescued."""
         self._closed.set()
+        self._hurry.set()
         self._thread.join(timeout=10)
         self._database.close()
 
@@ -72,6 +74,13 @@ class Leases:
         """Whether somebody else decided about this job in the meantime."""
         return (claim.job_id, claim.fence) in self._lost
 
+    def look_again(self, job_id: str | None) -> None:
+        """Something happened to this job (None: to any): if it is held here, find out now whether it still is ours."""
+        with self._lock:
+            held = bool(self._held) if job_id is None else any(job_id == held for held, _ in self._held)
+        if held:
+            self._hurry.set()
+
     def steady(self) -> bool:
         """Whether what is claimed now will be renewed."""
         return time.monotonic() >= self._steady_at
@@ -91,7 +100,11 @@ class Leases:
 
     def _run(self) -> None:
         pause, beat = 0.0, self._lease_seconds / 4
-        while not self._closed.wait(pause):
+        while True:
+            self._hurry.wait(pause)
+            self._hurry.clear()
+            if self._closed.is_set():
+                return
             try:
                 self.renew()
                 pause = beat

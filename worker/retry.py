@@ -10,6 +10,7 @@
 | internal | yes | the same | `internal_error` at max_attempts |
 | rate_limited | no | half to all of 2, 4, 8 … at most 60 s, or what Retry-After says | the job's time in the queue |
 | not_accepted | no | the same | the job's time in the queue |
+| canceled | no | none: its job has ended, or is somebody else's by now | - |
 | quota_exhausted | no | a minute: an operator must mend it | the job's time in the queue |
 | auth_failed | no | the same | the job's time in the queue |
 
@@ -88,6 +89,8 @@ def decide(
         if failures >= max_attempts:
             return COUNTED[kind]
         return Retry(max(jitter * _ceiling(failures), asked), counts=True)
+    if kind == Kind.canceled:
+        return Retry(0, counts=False)
     if kind in WAITS_FOR_AN_OPERATOR:
         return Retry(max(OPERATOR_PAUSE * (1 + SPREAD * jitter), asked), counts=False)
     if asked:

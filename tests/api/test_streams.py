@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
@@ -22,6 +23,7 @@ from shared.announcements import Announcer, client
 from shared.catalogue import MODELS
 from shared.database import Database, now
 from shared.ids import new_id
+from shared.progress import ProgressTeller, Report
 from shared.settings import Settings
 from shared.tables import events, keys
 from shared.tables import jobs as table
@@ -226,6 +228,30 @@ def test_a_stream_begins_with_a_snapshot_tells_each_event_and_ends_with_the_job(
     assert (second["event"], second["id"]) == ("job.started", "2") and second["data"]["data"]["status"] == "running"
     api.succeed(claim)
     assert [message["event"] for message in stream.end()] == ["job.succeeded"]
+
+
+def test_a_stream_tells_how_far_the_job_is_between_its_events(api: Api) -> None:
+    url, _ = api.start(waiting__READ_AGAIN=3600)
+    job = api.submit(url)
+    teller = ProgressTeller(client(api.settings))
+    stream, feed = Reader(f"{url}/v1/jobs/{job}/events"), Reader(f"{url}/v1/events")
+    claim = api.claim()
+    assert [stream.next()["event"] for _ in range(2)] == ["snapshot", "job.started"]
+    teller.tell(job, Report(claim.attempt, 5, 20, b"a small picture"))
+    hint = stream.next()
+    assert hint["event"] == "job.progress" and "id" not in hint, "a resume goes on from the event before it"
+    assert hint["data"]["data"] == {
+        "id": job,
+        "attempt": 1,
+        "progress": {"fraction": 0.25, "step": 5, "steps": 20},
+        "preview": {"content_type": "image/jpeg", "base64": b64encode(b"a small picture").decode()},
+    }
+    teller.tell(job, Report(claim.attempt + 1, 6, 20, None))  # of an attempt that is none: nobody shows it
+    api.succeed(claim)
+    assert [message["event"] for message in stream.end()] == ["job.succeeded"]
+    assert api.feed.round() == 3
+    assert [feed.next()["event"] for _ in range(4)] == ["snapshot", "job.queued", "job.started", "job.succeeded"]
+    teller.close()
 
 
 def test_a_resume_at_every_point_misses_nothing_and_doubles_nothing(api: Api) -> None:

@@ -20,7 +20,7 @@ from worker.feed import Feed
 class SilentListener(Listener):
     """A subscription that never hears anything."""
 
-    def __init__(self, heard: Callable[[str | None], None]) -> None:
+    def __init__(self, heard: Callable[[str | None], None], progressed: Callable[[str], None]) -> None:
         self.started = 0
 
     def start(self) -> None:
@@ -251,8 +251,8 @@ def test_every_wait_ends_when_the_process_stops() -> None:
 def test_the_subscription_begins_with_the_first_wait() -> None:
     listeners: list[SilentListener] = []
 
-    def listen(heard: Callable[[str | None], None]) -> Listener:
-        listeners.append(SilentListener(heard))
+    def listen(heard: Callable[[str | None], None], progressed: Callable[[str], None]) -> Listener:
+        listeners.append(SilentListener(heard, progressed))
         return listeners[0]
 
     places = Waiting(listen, lambda subjects: {}, 2, 2)

@@ -14,13 +14,14 @@ from tests.gpu.conftest import Backends
 from tests.gpu.drawing import draw, picture, request
 from tests.gpu.tiny_sdxl import save_tiny_sdxl
 from worker.backends import sdxl
+from worker.backends.base import CannotLoad
 from worker.backends.diffusers import Diffusers
-from worker.backends.model_folder import NotReady, folder_revision
+from worker.backends.model_folder import folder_revision
 
 
 def refusal(model: object, revision: str | None = None, **changes: Any) -> str:
     backend = Diffusers(str(model), revision, **({"device": "cpu"} | changes))
-    with pytest.raises(NotReady) as raised:
+    with pytest.raises(CannotLoad) as raised:
         backend.load()
     assert backend.health() is not None and "\n" not in str(raised.value)
     return str(raised.value)
@@ -126,9 +127,9 @@ def test_a_device_or_type_that_is_not_there(tiny_sdxl: Path) -> None:
 def test_a_card_that_is_too_small(tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
     monkeypatch.setattr(sdxl, "card_bytes", lambda: 2 * 2**30)
-    with pytest.raises(NotReady, match=r"the card has 2\.0 GiB and the model needs 2\.0: turn on low_memory"):
+    with pytest.raises(CannotLoad, match=r"the card has 2\.0 GiB and the model needs 2\.0: turn on low_memory"):
         sdxl._check_memory(pipeline, "cuda", low_memory=False)
-    with pytest.raises(NotReady, match="take a smaller model or a larger card"):
+    with pytest.raises(CannotLoad, match="take a smaller model or a larger card"):
         sdxl._check_memory(pipeline, "cuda", low_memory=True)
     monkeypatch.setattr(sdxl, "card_bytes", lambda: 3 * 2**30)
     sdxl._check_memory(pipeline, "cuda", low_memory=False)

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -162,7 +162,7 @@ class Vendor:
     def works_at(self, claim: Claim) -> None:
         self._at_work.claim = claim
 
-    def compatible(self, in_hand: object) -> None:
+    def compatible(self, in_hand: Sequence[Mapping[str, Any]]) -> None:
         return None
 
     def generate(self, requests: Sequence[Request], progress: Progress, canceled: Canceled) -> list[Picture | Failure]:

@@ -1,6 +1,7 @@
 """A job's life, on both databases: every move, what it leaves behind, and what it refuses."""
 
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -78,6 +79,41 @@ def test_a_claim_takes_as_many_as_it_asks_for_and_only_its_backends_jobs(databas
     with database.write() as tx:
         claims = jobs.claim(tx, "dataoorts", TERMS, limit=10)
     assert [claim.job_id for claim in claims] == submitted
+
+
+def test_a_claim_passes_by_what_does_not_go_with_what_is_in_hand(database: Database) -> None:
+    sizes = [1024, 512, 1024, 512, 512]
+    small = [job for job, size in [(submit(database, input={"width": size}).id, size) for size in sizes] if size == 512]
+    asked: list[int] = []
+
+    def two_of_512(input: Mapping[str, Any]) -> bool:
+        asked.append(input["width"])
+        return bool(input["width"] == 512)
+
+    with database.write() as tx:
+        claims = jobs.claim(tx, "dataoorts", TERMS, limit=2, compatible=two_of_512)
+    assert [claim.job_id for claim in claims] == small[:2]
+    assert asked == sizes[:4], "in the queue's order, and no further than needed"
+    with database.write() as tx:
+        assert [claim.input["width"] for claim in jobs.claim(tx, "dataoorts", TERMS, limit=9)] == [1024, 1024, 512]
+
+
+def test_a_claim_looks_no_further_down_the_queue_than_it_says(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "LOOK_AHEAD", 3)
+    for size in (1024, 1024, 1024, 512):
+        submit(database, input={"width": size})
+    with database.write() as tx:
+        assert jobs.claim(tx, "dataoorts", TERMS, compatible=lambda input: input["width"] == 512) == []
+
+
+def test_of_two_suspects_that_go_together_one_is_claimed(database: Database) -> None:
+    submitted = [submit(database).id for _ in range(3)]
+    with database.write() as tx:
+        tx.execute(update(table).where(table.c.id.in_(submitted[:2])).values(crashes=2))
+        claims = jobs.claim(tx, "dataoorts", TERMS, limit=3, compatible=lambda input: True)
+    assert [claim.job_id for claim in claims] == [submitted[0], submitted[2]]
 
 
 def test_many_claimers_at_once_never_get_the_same_job(database: Database) -> None:

@@ -1,7 +1,8 @@
 """A backend whose answers and judgements the test decides."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from worker.backends.base import (
     Canceled,
@@ -47,7 +48,7 @@ class ScriptedBackend:
     def health(self) -> str | None:
         return None
 
-    def compatible(self, in_hand: object) -> None:
+    def compatible(self, in_hand: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], bool] | None:
         return None
 
     def generate(self, requests: Sequence[Request], progress: Progress, canceled: Canceled) -> list[Picture | Failure]:

@@ -1,7 +1,7 @@
 """One attempt, top to bottom, on both databases, with a backend whose answers the test decides."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,23 @@ from sqlalchemy.exc import OperationalError
 from shared import jobs
 from shared.database import Database, now
 from shared.image_store import DatabaseImageStore
+from shared.progress import Report
 from shared.tables import Outcome, Status, attempts
 from shared.tables import jobs as table
 from tests.lives import PRICES, an_image, claim_one, job_row, submit
-from tests.worker.scripted import DATA, PICTURE, ScriptedBackend
-from worker.backends.base import Billed, Failure, Kind, Picture, PictureWarning, Request, Unjudged
+from tests.worker.scripted import DATA, PICTURE, Answer, ScriptedBackend
+from worker.backends.base import (
+    Billed,
+    Canceled,
+    Capabilities,
+    Failure,
+    Kind,
+    Picture,
+    PictureWarning,
+    Progress,
+    Request,
+    Unjudged,
+)
 from worker.generation import Generation
 from worker.leases import Leases
 from worker.spool import Entry, Spool
@@ -435,3 +447,73 @@ def test_nothing_is_claimed_before_it_may_be(bench: Bench) -> None:
     assert job_row(bench.database, job.id).status == Status.queued
     generation.work()
     assert job_row(bench.database, job.id).status == Status.succeeded
+
+
+class SharingBackend(ScriptedBackend):
+    """One whose jobs share its room: two at once, and what is in hand counts."""
+
+    capabilities = Capabilities(256, 2048, 8, 20, True, True, True, False, 2)
+
+    def __init__(self, *answers: Answer) -> None:
+        super().__init__(*answers)
+        self.in_hand: list[int] = []
+        self.canceled_when_asked: list[bool] = []
+
+    def compatible(self, in_hand: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], bool] | None:
+        self.in_hand.append(len(in_hand))
+        places = 2 - len(in_hand)
+
+        def fits(input: Mapping[str, Any]) -> bool:
+            nonlocal places
+            places -= 1
+            return places >= 0
+
+        return fits
+
+    def generate(self, requests: Sequence[Request], progress: Progress, canceled: Canceled) -> list[Picture | Failure]:
+        progress(0, 3, 20, b"jpeg")
+        self.canceled_when_asked.append(canceled(0))
+        return super().generate(requests, progress, canceled)
+
+
+def test_jobs_that_share_a_backend_are_claimed_as_it_has_room_for_them(bench: Bench) -> None:
+    for _ in range(3):
+        submit(bench.database)
+    inside: list[int] = []
+    rung: list[int] = []
+
+    def one_more_at_a_time() -> Picture:
+        if len(inside) < 2:
+            inside.append(len(inside))
+            generation.work()  # as another thread would: it finds room for one, then for none
+        return PICTURE
+
+    backend = SharingBackend(one_more_at_a_time)
+    generation = bench.generation(backend, more=rung.append)
+    generation.work()
+    assert backend.in_hand[:3] == [0, 1, 2], "what is in hand is known before each claim"
+    with bench.database.read() as connection:
+        assert set(connection.scalars(select(table.c.status))) == {"succeeded"}
+    assert len(rung) >= 3, "whenever the backend is done with one, somebody is called who may take another"
+
+
+def test_how_far_a_job_is_and_whether_it_is_wanted_goes_both_ways(bench: Bench) -> None:
+    job = submit(bench.database)
+    told: list[tuple[str, Report]] = []
+    backend = SharingBackend(PICTURE)
+    bench.generation(backend, tell=lambda job_id, report: told.append((job_id, report))).work()
+    assert told == [(job.id, Report(1, 3, 20, b"jpeg"))]
+    assert backend.canceled_when_asked == [False]
+
+
+def test_an_attempt_that_was_stopped_counts_as_canceled(bench: Bench) -> None:
+    job = submit(bench.database)
+
+    def cancel() -> Failure:
+        with bench.database.write() as tx:
+            jobs.cancel(tx, job.id)
+        return Failure(Kind.canceled, Billed.no, "canceled")
+
+    bench.generation(SharingBackend(cancel)).work()
+    assert bench.attempt(job.id) == ("canceled", "no")
+    assert job_row(bench.database, job.id).status == "canceled"

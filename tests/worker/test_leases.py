@@ -57,6 +57,23 @@ def test_a_claim_that_somebody_else_decided_about_is_known_as_lost(database: Dat
     assert not leases.lost(taken), "forgotten once it is let go"
 
 
+def test_a_claim_that_was_taken_away_is_found_out_as_soon_as_somebody_says_so(database: Database) -> None:
+    submit(database), submit(database)
+    taken, other = claim_one(database), claim_one(database)
+    beats: list[object] = []
+    leases = Leases(database, 3600, beats.append)  # a beat every quarter of an hour
+    leases.start()
+    eventually("the first beat", lambda: beats)
+    with leases.holding(taken):
+        with database.write() as tx:
+            assert jobs.cancel(tx, taken.job_id)
+        leases.look_again(other.job_id)
+        assert not leases._hurry.is_set() and len(beats) == 1, "not held here"
+        leases.look_again(taken.job_id)
+        eventually("it is known as lost", lambda: leases.lost(taken))
+    leases.close()
+
+
 def test_the_heartbeat_beats_by_itself(database: Database) -> None:
     submit(database)
     claim = claim_one(database)

@@ -114,7 +114,7 @@ def test_a_canceled_job_takes_part_in_no_further_call(a_bench: Benches) -> None:
     bench = a_bench(PaperModel(cancel_in_the_second_call))
     kept, gone = bench.draw(bench.job("kept", 4), bench.job("gone", 4, canceled=canceled.is_set))
     assert kept == "picture of kept"
-    failed(gone, Kind.transient, "canceled")
+    failed(gone, Kind.canceled, "canceled")
     assert bench.model.calls == [["kept", "gone"], ["kept", "gone"], ["kept"], ["kept"]]
 
 
@@ -124,7 +124,7 @@ def test_a_job_that_is_canceled_while_it_waits_is_never_begun(a_bench: Benches) 
     model.before_begin = begun.append
     bench = a_bench(model, {512 * 512: 1})
     _, gone = bench.draw(bench.job("first"), bench.job("gone", canceled=lambda: bool(begun)))
-    failed(gone, Kind.transient, "canceled")
+    failed(gone, Kind.canceled, "canceled")
     assert begun == ["first"]
 
 
@@ -134,7 +134,7 @@ def test_a_job_that_is_canceled_in_its_last_step_is_not_decoded(a_bench: Benches
     model.before_finish = decoded.append
     bench = a_bench(model)
     [gone] = bench.draw(bench.job("gone", 2, canceled=lambda: len(model.calls) == 2))
-    failed(gone, Kind.transient, "canceled")
+    failed(gone, Kind.canceled, "canceled")
     assert decoded == []
 
 

@@ -27,6 +27,7 @@ class Kind(StrEnum):
     quota_exhausted = "quota_exhausted"  # the operator's account is spent
     auth_failed = "auth_failed"  # the operator's key or address is wrong
     out_of_memory = "out_of_memory"  # the backend had too little memory for this request
+    canceled = "canceled"  # nobody wants it any more, and the backend could stop
     internal = "internal"  # our own code broke
 
 
@@ -89,6 +90,10 @@ class Failure(Exception):
         return type(self), (self.kind, self.billed, self.message, self.retry_after)
 
 
+class CannotLoad(Exception):
+    """A backend can't be made ready. The message says why, and what to do about it."""
+
+
 class Unjudged(Failure):
     """A picture came, `received` has it, and nobody could look at it: no fault of its own. `judge` may, later."""
 
@@ -135,15 +140,15 @@ class Backend(Protocol):
         """The hard limit of one generate() call, judging the pictures included. A lease is not renewed past it."""
 
     def load(self) -> None:
-        """Get ready: once, in the process that generates. Raises whatever keeps it from being ready."""
+        """Get ready: once, in the process that generates. Raises CannotLoad for what an operator must mend."""
 
     def health(self) -> str | None:
         """None if fit to work, else what is wrong, in one line. Costs nothing and does not wait."""
 
     def compatible(self, in_hand: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], bool] | None:
-        """Which further jobs may be claimed beside those in hand, by their inputs; None: any.
+        """Which further jobs may be claimed beside those in hand, by their inputs. None: any.
 
-        Each call that says True counts that input as taken.
+        What it returns is asked in the queue's order, and counts each input that it says yes to as taken.
         """
 
     def generate(self, requests: Sequence[Request], progress: Progress, canceled: Canceled) -> list[Picture | Failure]:

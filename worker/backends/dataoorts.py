@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 from urllib.parse import urlsplit
@@ -56,6 +56,9 @@ class Dataoorts:
     `connect_seconds` the part before the request is sent. Raises ValueError for a key that no header can carry.
     """
 
+    #: The longest that one call may take, if nobody says otherwise.
+    DEADLINE_SECONDS = 120.0
+
     name = "dataoorts"
     capabilities = Capabilities(
         smallest_side=int(SIDE.minimum),
@@ -75,7 +78,7 @@ class Dataoorts:
         key: str,
         *,
         slots: int = 200,
-        deadline_seconds: float = 120.0,
+        deadline_seconds: float = DEADLINE_SECONDS,
         connect_seconds: float = 10.0,
         inspector: Inspector | None = None,
     ) -> None:
@@ -122,7 +125,7 @@ class Dataoorts:
     def health(self) -> str | None:
         return self._inspector.health()
 
-    def compatible(self, in_hand: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], bool] | None:
+    def compatible(self, in_hand: Sequence[Mapping[str, Any]]) -> None:
         return None
 
     def generate(self, requests: Sequence[Request], progress: Progress, canceled: Canceled) -> list[Picture | Failure]:

@@ -24,6 +24,7 @@ from worker.backends import previews
 from worker.backends.base import (
     Billed,
     Canceled,
+    CannotLoad,
     Capabilities,
     Failure,
     Kind,
@@ -34,7 +35,6 @@ from worker.backends.base import (
     one_line,
 )
 from worker.backends.batch_room import MOST_AT_ONCE, BatchRoom, Size, size_of
-from worker.backends.model_folder import NotReady
 from worker.backends.step_engine import Drawn, News, Row, StepEngine, Stepped
 from worker.picture import Unfit, inspect
 
@@ -56,6 +56,9 @@ class Diffusers:
     `stuck_seconds`: a call of the model that takes longer ends the process. `most_at_once`: how many jobs share a call,
     by the pixels of their pictures (see `batch_room.py`). `exit_process`: for tests.
     """
+
+    #: The longest that a job may take, if nobody says otherwise.
+    ATTEMPT_SECONDS = 300.0
 
     name = "diffusers"
     capabilities = Capabilities(
@@ -80,7 +83,7 @@ class Diffusers:
         dtype: str = "auto",
         low_memory: bool = False,
         compile_sizes: Sequence[Size] = (),
-        attempt_seconds: float = 300.0,
+        attempt_seconds: float = ATTEMPT_SECONDS,
         stuck_seconds: float = 300.0,
         most_at_once: Mapping[int, int] = MOST_AT_ONCE,
         exit_process: Callable[[int], object] = os._exit,
@@ -106,18 +109,18 @@ class Diffusers:
         return self._job_seconds + SLACK_SECONDS
 
     def load(self) -> None:
-        """Read the model, draw one step with it, start the engine. Raises NotReady, which says what to do."""
+        """Read the model, draw one step with it, start the engine. Raises CannotLoad, which says what to do."""
         try:
             from worker.backends import sdxl
         except ImportError as error:
             missing = error.name or one_line(str(error))
-            raise NotReady(f"{missing} is missing: install requirements-gpu.lock (docs/gpu.md)") from None
+            raise CannotLoad(f"{missing} is missing: install requirements-gpu.lock (docs/gpu.md)") from None
         self._sdxl = sdxl.load(self._model, **self._loading)
         try:
             self._sdxl.warm_up(self._compile_sizes, self._room)
         except Exception as error:
             problem = f"the first step failed: {type(error).__name__}: {error}"
-            raise NotReady(one_line(problem)) from error
+            raise CannotLoad(one_line(problem)) from error
         self._engine = StepEngine(
             self._sdxl,
             self._room,

@@ -10,12 +10,10 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from worker.backends.base import CannotLoad
+
 PIPELINE = "StableDiffusionXLPipeline"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-class NotReady(Exception):
-    """Why the backend can't be loaded, and what to do about it, in one line."""
 
 
 class ModelFolder(NamedTuple):
@@ -27,7 +25,7 @@ class ModelFolder(NamedTuple):
 
 
 def find_model(model: str, revision: str | None, *, download: bool, half: bool) -> ModelFolder:
-    """The folder of a path or hub id, checked to hold an SDXL text-to-image pipeline. Raises NotReady.
+    """The folder of a path or hub id, checked to hold an SDXL text-to-image pipeline. Raises CannotLoad.
 
     `half`: 16-bit weights will do, so that the smaller files are taken where there are any. `revision`: of a hub id
     the one to take, of a folder the one that it must have.
@@ -36,9 +34,9 @@ def find_model(model: str, revision: str | None, *, download: bool, half: bool) 
     if given.is_dir():
         path, found = given.resolve(), folder_revision(given)
         if revision is not None and revision != found:
-            raise NotReady(f"{given} is revision {found}, not {revision}: pin this one, or put the other one there")
+            raise CannotLoad(f"{given} is revision {found}, not {revision}: pin this one, or put the other one there")
     elif given.is_absolute() or model.startswith((".", "~")) or not _HUB_ID.fullmatch(model):
-        raise NotReady(f"there is no model folder {model}: give the path of one, or a hub id such as owner/name")
+        raise CannotLoad(f"there is no model folder {model}: give the path of one, or a hub id such as owner/name")
     else:
         path = _snapshot(model, revision, download=download, half=half)
         found = path.name  # the cache names snapshots by their commit
@@ -57,16 +55,16 @@ def folder_revision(folder: Path) -> str:
 
 
 def check_pipeline(path: Path, model: str) -> None:
-    """Raises NotReady for what is no SDXL pipeline, before gigabytes of it are read."""
+    """Raises CannotLoad for what is no SDXL pipeline, before gigabytes of it are read."""
     try:
         index: Any = json.loads((path / "model_index.json").read_text())
         name = index["_class_name"]
     except FileNotFoundError:
-        raise NotReady(f"{model} holds no model_index.json: give the folder that save_pretrained made") from None
+        raise CannotLoad(f"{model} holds no model_index.json: give the folder that save_pretrained made") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise NotReady(f"the model_index.json of {model} cannot be read ({type(error).__name__})") from None
+        raise CannotLoad(f"the model_index.json of {model} cannot be read ({type(error).__name__})") from None
     if name != PIPELINE:
-        raise NotReady(f"{model} is a {name}; this backend draws with a {PIPELINE} (text to image)")
+        raise CannotLoad(f"{model} is a {name}; this backend draws with a {PIPELINE} (text to image)")
 
 
 def _snapshot(model: str, revision: str | None, *, download: bool, half: bool) -> Path:
@@ -85,13 +83,13 @@ def _snapshot(model: str, revision: str | None, *, download: bool, half: bool) -
             problem = " ".join(str(error).split())[:200]
     at = f"{model} at revision {revision}" if revision else model
     if download:
-        raise NotReady(f"{at} could not be downloaded: {problem}")
-    raise NotReady(f"{at} is not on this machine, and downloads are off: allow them, or give the path of its folder")
+        raise CannotLoad(f"{at} could not be downloaded: {problem}")
+    raise CannotLoad(f"{at} is not on this machine, and downloads are off: allow them, or give the path of its folder")
 
 
 def _variant(path: Path, *, half: bool) -> str | None:
     weights = [file.name for file in (path / "unet").glob("*.safetensors")]
     if not weights:
-        raise NotReady(f"{path / 'unet'} holds no .safetensors: other formats can run code, and are not read")
+        raise CannotLoad(f"{path / 'unet'} holds no .safetensors: other formats can run code, and are not read")
     small, plain = any(".fp16." in name for name in weights), any(".fp16." not in name for name in weights)
     return "fp16" if small and (half or not plain) else None

@@ -24,9 +24,9 @@ import transformers
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 from numpy.typing import NDArray
 
-from worker.backends.base import Billed, Failure, Kind, PictureWarning
+from worker.backends.base import Billed, CannotLoad, Failure, Kind, PictureWarning
 from worker.backends.batch_room import BatchRoom, Size, size_of
-from worker.backends.model_folder import ModelFolder, NotReady, find_model
+from worker.backends.model_folder import ModelFolder, find_model
 from worker.backends.step_engine import Trouble
 
 log = logging.getLogger(__name__)
@@ -330,7 +330,7 @@ class Sdxl:
 
 
 def load(model: str, revision: str | None, *, download: bool, device: str, dtype: str, low_memory: bool) -> Sdxl:
-    """The model on its device. Raises NotReady."""
+    """The model on its device. Raises CannotLoad."""
     if not download:
         huggingface_hub.constants.HF_HUB_OFFLINE = True  # libraries ask the hub about folders, too
     # Their warnings quote prompts, and their progress bars fill the log.
@@ -369,9 +369,9 @@ def _pipeline(folder: ModelFolder, dtype: Any) -> Any:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:  # files missing, cut short, or of another model
         problem = " ".join(str(error).split())[:200]
-        raise NotReady(f"{folder.path} cannot be loaded; is it whole? {type(error).__name__}: {problem}") from None
+        raise CannotLoad(f"{folder.path} cannot be loaded; is it whole? {type(error).__name__}: {problem}") from None
     if pipeline.text_encoder is None or pipeline.unet.config.time_cond_proj_dim is not None:
-        raise NotReady(f"{folder.path} is no plain SDXL: it lacks a text encoder, or takes its guidance as an input")
+        raise CannotLoad(f"{folder.path} is no plain SDXL: it lacks a text encoder, or takes its guidance as an input")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -382,11 +382,13 @@ def _device(wanted: str) -> str:
         return "cuda" if cuda else "mps" if mps else "cpu"
     if wanted == "cuda" and not cuda:
         built = "its driver is missing or too old" if torch.version.cuda else f"torch {torch.__version__} knows no CUDA"
-        raise NotReady(f"there is no CUDA card: {built}; nvidia-smi tells more, and device `auto` takes what there is")
+        raise CannotLoad(
+            f"there is no CUDA card: {built}; nvidia-smi tells more, and device `auto` takes what there is"
+        )
     if wanted == "mps" and not mps:
-        raise NotReady("there is no Apple GPU here: device `auto` takes what there is")
+        raise CannotLoad("there is no Apple GPU here: device `auto` takes what there is")
     if wanted not in {"cuda", "mps", "cpu"}:
-        raise NotReady(f"there is no device {wanted!r}: auto, cuda, mps or cpu")
+        raise CannotLoad(f"there is no device {wanted!r}: auto, cuda, mps or cpu")
     return wanted
 
 
@@ -395,7 +397,7 @@ def _dtype(wanted: str, device: str) -> Any:
     if wanted in names:
         return names[wanted]
     if wanted != "auto":
-        raise NotReady(f"there is no dtype {wanted!r}: auto, {', '.join(names)}")
+        raise CannotLoad(f"there is no dtype {wanted!r}: auto, {', '.join(names)}")
     if device == "cuda":
         # Ampere is the first that computes in bfloat16; older cards only imitate it.
         return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
@@ -411,7 +413,7 @@ def _check_memory(pipeline: Any, device: str, *, low_memory: bool) -> None:
     total = card_bytes()
     if needed > total:
         advice = "take a smaller model or a larger card" if low_memory else "turn on low_memory, or take a larger card"
-        raise NotReady(f"the card has {total / 2**30:.1f} GiB and the model needs {needed / 2**30:.1f}: {advice}")
+        raise CannotLoad(f"the card has {total / 2**30:.1f} GiB and the model needs {needed / 2**30:.1f}: {advice}")
 
 
 def card_bytes() -> int:

@@ -254,7 +254,7 @@ class StepEngine:
 
     def _leaves(self, row: Row) -> bool:
         if self._is_canceled(row):
-            self._end(row, Failure(Kind.transient, Billed.no, "canceled"))
+            self._end(row, Failure(Kind.canceled, Billed.no, "canceled"))
         elif self._clock() > row.deadline:
             message = f"the picture was not ready in {self._job_seconds:g} seconds"
             self._end(row, Failure(Kind.transient, Billed.no, message))

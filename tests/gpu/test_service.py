@@ -1,0 +1,108 @@
+"""The whole service without a vendor: from a prompt over REST to a picture in the database, drawn on this machine."""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image as Pillow
+from sqlalchemy import select
+
+from shared.tables import attempts
+from tests.service import Service, eventually, service
+
+#: Takes a few seconds on a slow machine: long enough to be watched, canceled or killed in the middle.
+LONG = {"width": 768, "height": 768, "num_steps": 20}
+
+
+@pytest.fixture
+def running(tmp_path: Path, database_url: str, tiny_sdxl: Path) -> Iterator[Service]:
+    settings = {
+        "DARKROOM_BACKENDS": "diffusers",
+        "DARKROOM_GPU_MODEL": str(tiny_sdxl),
+        "DARKROOM_GPU_DEVICE": "cpu",
+        "DARKROOM_SANDBOX": "",
+        "DATAOORTS_API_KEY": "",
+    }
+    with service(tmp_path, database_url, **settings) as running:
+        running.start()
+        eventually("the model is loaded", lambda: _checks(running)["workers"] == "ok")
+        yield running
+        assert running.sandbox.calls()["calls"] == 0, "nobody was called"
+
+
+def _checks(running: Service) -> dict[str, str]:
+    return dict(running.http.get(f"{running.url}/readyz", timeout=10).json()["checks"])
+
+
+def _attempts(running: Service) -> list[tuple[str, str, str]]:
+    with running.database.read() as connection:
+        query = select(attempts.c.backend, attempts.c.outcome, attempts.c.billed).order_by(attempts.c.started_at)
+        return [(row.backend, row.outcome, row.billed) for row in connection.execute(query)]
+
+
+def _is_drawn(running: Service, job_id: str) -> Any:
+    return running.job(job_id)["progress"]
+
+
+def test_a_prompt_becomes_a_picture_without_a_vendor(running: Service) -> None:
+    job_id = running.submit("futuristic spacecraft", input={"width": 320, "height": 256, "num_steps": 6})
+    assert running.all_ended(1) == {"succeeded": 1}
+    job = running.job(job_id)
+    assert (job["attempts"], job["cost_usd"], job["sandbox"], job["progress"]) == (1, "0", False, None)
+    picture = Pillow.open(io.BytesIO(running.image(job_id)))
+    assert (picture.format, picture.size) == ("PNG", (320, 256))
+    assert _attempts(running) == [("diffusers", "succeeded", "yes")]
+
+
+def test_the_same_seed_is_the_same_picture(running: Service) -> None:
+    first = running.submit(input={"num_steps": 5})
+    running.all_ended(1)
+    second = running.submit(input={"num_steps": 5})
+    running.all_ended(2)
+    assert running.image(first) == running.image(second)
+
+
+def test_a_stream_shows_a_picture_in_the_making(running: Service) -> None:
+    job_id = running.submit(input=LONG)
+    told: list[dict[str, Any]] = []
+    stream = {"Accept": "text/event-stream"}
+    url = f"{running.url}/v1/jobs/{job_id}/events"
+    with running.http.get(url, headers=stream, stream=True, timeout=60) as answer:
+        data = (line.removeprefix(b"data: ") for line in answer.iter_lines() if line.startswith(b"data: "))
+        told.extend(json.loads(line) for line in data)
+    types = [message["type"] for message in told]
+    assert types[0] == "snapshot" and types[-1] == "job.succeeded"
+    hints = [message["data"] for message in told if message["type"] == "job.progress"]
+    steps = [hint["progress"]["step"] for hint in hints]
+    assert steps and steps == sorted(steps) and {hint["progress"]["steps"] for hint in hints} == {20}
+    previews = [hint["preview"] for hint in hints if hint["preview"]]
+    assert previews and {preview["content_type"] for preview in previews} == {"image/jpeg"}
+
+
+def test_a_canceled_job_stops_in_the_middle_and_its_neighbour_goes_on(running: Service) -> None:
+    unwanted, wanted = running.submit(input=LONG), running.submit(input=LONG)
+    eventually("both are being drawn", lambda: _is_drawn(running, unwanted) and _is_drawn(running, wanted))
+    answer = running.http.post(f"{running.url}/v1/jobs/{unwanted}/cancel", timeout=30)
+    assert answer.json()["status"] == "canceled"
+    assert running.all_ended(2) == {"succeeded": 1, "canceled": 1}
+    eventually("its attempt is closed", lambda: "running" not in running.outcomes())
+    assert Counter(_attempts(running)) == Counter(
+        [("diffusers", "canceled", "no"), ("diffusers", "succeeded", "yes")]
+    ), "stopped, and not drawn to its end"
+
+
+def test_a_worker_that_is_killed_in_the_middle_costs_no_job_its_end(running: Service) -> None:
+    sizes = [256, 320, 256, 256, 320, 256]
+    jobs = [running.submit(input={"width": size, "height": size, "seed": seed}) for seed, size in enumerate(sizes)]
+    jobs += [running.submit(input=LONG)]
+    eventually("some are being drawn", lambda: running.count()["running"] >= 2)
+    running.kill("worker-gpu")
+    running.start("worker-gpu")
+    assert running.all_ended(len(jobs)) == {"succeeded": len(jobs)}
+    assert running.images() == Counter(jobs), "one picture each"
+    outcomes = Counter(outcome for _, outcome, _ in _attempts(running))
+    assert outcomes["succeeded"] == len(jobs) and outcomes["unknown"] >= 1 and set(outcomes) == {"succeeded", "unknown"}
