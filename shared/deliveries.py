@@ -24,6 +24,7 @@ from sqlalchemy import (
     Select,
     String,
     bindparam,
+    func,
     insert,
     literal,
     select,
@@ -37,6 +38,7 @@ from shared.ids import new_id
 from shared.receivers import PENDING
 from shared.tables import DeliveryStatus, Disabled, TryOutcome, deliveries, endpoints, jobs
 from shared.tables import delivery_tries as tries
+from shared.tables import receivers as receiver_rows
 
 #: Seconds before each try, counted from the one before: more than three days in all. Jitter only adds to them.
 PAUSES = (0, 5, 300, 1800, 2 * 3600, 5 * 3600, 10 * 3600, 14 * 3600, 20 * 3600, 24 * 3600)
@@ -46,6 +48,9 @@ LONGEST_RETRY_AFTER_SECONDS = 24 * 3600
 
 #: A try takes 15 s at most (worker/posting.py). The rest is for its commit, before its sender counts as dead.
 LEASE_SECONDS = 20.0
+
+#: Of what waits for one receiver, so much is changed in one transaction: whoever plans events waits for its lock.
+MOST_AT_ONCE = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,7 @@ class Result:
     """What became of a try: the answer's status and the start of its body, or the error that there was instead.
 
     `retry_after`: seconds, if the receiver asked for them. `gone`: it wants nothing any more. `final`: trying again is
-    no use. `blameless`: the receiver had no part in it.
+    no use. `blameless`: the receiver had no part in it. `closed`: its endpoint was disabled or removed.
     """
 
     outcome: TryOutcome
@@ -91,6 +96,7 @@ class Result:
     gone: bool = False
     final: bool = False
     blameless: bool = False
+    closed: bool = False
 
 
 _MAKE = insert(deliveries).values(
@@ -170,11 +176,15 @@ def _next(is_retry: bool) -> Select[Any]:
 
 
 _FIRST_TRIES, _RETRIES = _next(is_retry=False), _next(is_retry=True)
+_URL_OF_TODAY = select(endpoints.c.url).where(endpoints.c.id == deliveries.c.endpoint_id).scalar_subquery()
+_HOST_OF_TODAY = select(receiver_rows.c.host).where(receiver_rows.c.id == deliveries.c.receiver).scalar_subquery()
 _CLAIM = (
     update(deliveries)
     .where(deliveries.c.id == bindparam("its_id"), PENDING)
     .values(
         status=DeliveryStatus.sending,
+        url=func.coalesce(_URL_OF_TODAY, deliveries.c.url),
+        host=func.coalesce(_HOST_OF_TODAY, deliveries.c.host),
         fence=deliveries.c.fence + 1,
         tries=deliveries.c.tries + 1,
         worker=bindparam("by_worker", type_=String),
@@ -356,11 +366,24 @@ def redeliver(tx: Connection, row: Row[Any]) -> bool:
 
 
 def drop(tx: Connection, receiver: str) -> None:
-    """Nothing goes to this receiver any more: what waits for it has failed."""
+    """Nothing goes to this receiver any more: what waits for it has failed, MOST_AT_ONCE of it now.
+
+    Of the rest a sender finds out by the next that is due (worker/sender.py), and drops so many more.
+    """
     receivers.lock(tx, receiver)
-    its = (deliveries.c.receiver == receiver, PENDING)
-    tx.execute(update(deliveries).where(*its).values(status=DeliveryStatus.failed, completed_at=now()))
+    ended = update(deliveries).where(deliveries.c.id.in_(_some_pending(receiver)), PENDING)
+    tx.execute(ended.values(status=DeliveryStatus.failed, completed_at=now()))
     receivers.find_next_due(tx, receiver)
+
+
+def _some_pending(receiver: str) -> Select[Any]:
+    its = select(deliveries.c.id).where(deliveries.c.receiver == receiver, PENDING)
+    return its.order_by(deliveries.c.is_retry, deliveries.c.due_at, deliveries.c.id).limit(MOST_AT_ONCE)
+
+
+def readdress_pending(tx: Connection, endpoint: Row[Any]) -> None:
+    """What waits for an endpoint is shown with its URL of today, MOST_AT_ONCE of it: all goes there (`claim`)."""
+    readdress(tx, endpoint, deliveries.c.id.in_(_some_pending(endpoint.id)), PENDING)
 
 
 def readdress(tx: Connection, endpoint: Row[Any], *which: ColumnElement[bool]) -> None:

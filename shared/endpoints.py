@@ -77,7 +77,7 @@ def change(tx: Connection, endpoint_id: str, **changes: Any) -> Row[Any]:
     ).one()
     if "url" in changes:
         receivers.move(tx, *receivers.receiver_of(row.project_id, row.url, row.id))
-        deliveries.readdress(tx, row, told.c.completed_at.is_(None))
+        deliveries.readdress_pending(tx, row)
     return row
 
 
@@ -93,6 +93,13 @@ def disable(tx: Connection, endpoint_id: str, reason: Disabled) -> None:
     row = tx.execute(disabled).one_or_none()
     if row is not None:
         _record(tx, row, EventType.endpoint_disabled)
+
+
+def drop_more(tx: Connection, endpoint_id: str) -> None:
+    """Some more of what waited for an endpoint that is disabled or removed, if it still is. Its receiver is locked."""
+    is_open = select(endpoints.c.id).where(endpoints.c.id == endpoint_id, endpoints.c.disabled_at.is_(None))
+    if tx.execute(is_open).one_or_none() is None:
+        deliveries.drop(tx, endpoint_id)
 
 
 def enable(tx: Connection, endpoint_id: str) -> Row[Any]:

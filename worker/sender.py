@@ -117,7 +117,7 @@ class Sender:
                 disabled = select(endpoint_rows.c.disabled_at).where(endpoint_rows.c.id == claim.endpoint_id)
                 row = connection.execute(disabled).one_or_none()
                 if row is None or row.disabled_at is not None:
-                    return _ours("endpoint_closed", "The endpoint was disabled or removed.", final=True)
+                    return _ours("endpoint_closed", "The endpoint was disabled or removed.", closed=True)
             event = connection.execute(select(events).where(events.c.id == claim.event_id)).one()
             job: Row[Any] | None = connection.execute(jobs_of([event])).one_or_none()
             try:
@@ -140,6 +140,8 @@ class Sender:
                     reason = deliveries.settle(tx, claim, result)
                     if reason is not None and claim.endpoint_id is not None:
                         endpoints.disable(tx, claim.endpoint_id, reason)
+                    if result.closed and claim.endpoint_id is not None:
+                        endpoints.drop_more(tx, claim.endpoint_id)
             except AWAY as error:
                 log.warning("%s: its end waits for the database (%s)", claim.delivery_id, type(error).__name__)
                 if self._stopping.wait(self.AWAY_PAUSE_SECONDS):
@@ -148,7 +150,7 @@ class Sender:
                 return
 
 
-def _ours(code: str, message: str, *, final: bool = False) -> Result:
+def _ours(code: str, message: str, *, closed: bool = False) -> Result:
     """A try that sent nothing."""
     error: Mapping[str, str] = {"code": code, "message": message}
-    return Result(TryOutcome.failed, error=error, final=final, blameless=True)
+    return Result(TryOutcome.failed, error=error, final=closed, blameless=True, closed=closed)

@@ -250,3 +250,35 @@ def test_everything_arrives_at_a_receiver_that_was_down_for_three_days(
     assert len(came) == 12 and len(receiver.letters) == down + 12
     tries = Counter(row.delivery_id for row in rows_of(database, delivery_tries))
     assert all(7 <= count <= len(deliveries.PAUSES) for count in tries.values())
+
+
+def test_however_much_waits_for_an_endpoint_its_end_is_short(
+    database: Database, receiver: Receiver, a_sender: Callable[..., Sender], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "MOST_AT_ONCE", 3)
+    endpoint_id, _ = an_endpoint(database, receiver.url)
+    sender = a_sender()
+    happen(database, 12)
+    with database.write() as tx:
+        endpoints.disable(tx, endpoint_id, Disabled.by_hand)
+    statuses = Counter(row.status for row in rows_of(database, table))
+    assert statuses == {DeliveryStatus.failed: 3, DeliveryStatus.pending: 9}  # the lock was not held for more
+    sender.work()
+    assert {row.status for row in rows_of(database, table)} == {DeliveryStatus.failed}
+    assert receiver.letters == [] and len(rows_of(database, delivery_tries)) <= 4
+
+
+def test_all_that_waits_goes_to_the_new_url(
+    database: Database, receiver: Receiver, a_sender: Callable[..., Sender], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "MOST_AT_ONCE", 2)
+    endpoint_id, _ = an_endpoint(database, "http://old.example/")
+    sender = a_sender()
+    happen(database, 5)
+    with database.write() as tx:
+        endpoints.hold(tx, "prj_a", endpoint_id)
+        endpoints.change(tx, endpoint_id, url=receiver.url)
+    assert Counter(row.url for row in rows_of(database, table)) == {receiver.url: 2, "http://old.example/": 3}
+    sender.work()
+    assert len(receiver.letters) == 5
+    assert {(row.url, row.status) for row in rows_of(database, table)} == {(receiver.url, DeliveryStatus.delivered)}
