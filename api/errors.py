@@ -45,6 +45,7 @@ KINDS: Mapping[str, Kind] = {
     "not_retryable": Kind(409, "Only a job that ended without an image is submitted again"),
     "endpoint_disabled": Kind(409, "The endpoint is disabled or removed"),
     "too_many_endpoints": Kind(409, "The project has as many endpoints as it may have"),
+    "unreadable_secret": Kind(409, "The secret cannot be read"),
     "removed": Kind(410, "The job's data were removed"),
     "too_large": Kind(413, "The body is too large"),
     "unsupported_media_type": Kind(415, "The body is of another type than is taken here"),

@@ -7,6 +7,7 @@ replaced, the old one signs too, so that receivers can change over without losin
 
 import base64
 import secrets
+from contextlib import suppress
 from datetime import datetime
 
 from cryptography.fernet import Fernet, InvalidToken
@@ -88,10 +89,18 @@ def of_project(tx: Connection, vault: Vault, project_id: str) -> str:
 
 
 def live(connection: Connection, vault: Vault, owner_id: str) -> list[str]:
-    """The secrets that sign now, the newest first: one, or two while one is replaced. Raises Unreadable."""
+    """The secrets that sign now, the newest first: one, or two while one is replaced. Raises Unreadable.
+
+    One that was replaced and can't be read is left out: it may have been replaced for that.
+    """
     unexpired = or_(kept.c.expires_at.is_(None), kept.c.expires_at > now())
     query = select(kept.c.sealed).where(kept.c.owner_id == owner_id, unexpired).order_by(kept.c.number.desc())
-    return [vault.open(sealed) for sealed in connection.scalars(query)]
+    newest, *replaced = connection.scalars(query).all() or [None]
+    opened = [] if newest is None else [vault.open(newest)]
+    for sealed in replaced:
+        with suppress(Unreadable):
+            opened.append(vault.open(sealed))
+    return opened
 
 
 def forget(tx: Connection, owner_id: str) -> None:

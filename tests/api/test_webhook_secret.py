@@ -103,3 +103,15 @@ def test_bad_requests_are_told_what_is_wrong(api: Caller, stranger: Caller) -> N
     ):
         body: Any = answer.json
         assert answer.status_code == status and body["code"] == code, answer.text
+
+
+def test_one_sealed_under_another_key_is_said_to_be_unreadable_until_it_is_replaced(
+    api: Caller, services: Services
+) -> None:
+    with services.database.write() as tx:
+        project = tx.scalar(select(projects.c.id)) or ""
+        webhook_secrets.rotate(tx, Vault("another key that was lost meanwhile"), project)
+    answer = api.get(PATH)
+    assert answer.status_code == 409 and answer.json["code"] == "unreadable_secret"
+    made = api.post(f"{PATH}/rotate").json["secret"]
+    assert api.get(PATH).json["secret"] == made and live(services) == [made]  # at once, not when the old one expires
