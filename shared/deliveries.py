@@ -12,7 +12,7 @@ event is sent again with the same id: never a new one, and never none. Every ver
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -295,9 +295,10 @@ def settle(tx: Connection, claim: Claim, result: Result) -> Disabled | None:
         receivers.greet(tx, claim.receiver)
         tx.execute(_DELIVERED, its)
     else:
-        if result.blameless:
-            receivers.lock(tx, claim.receiver)
-        else:
+        receivers.lock(tx, claim.receiver)
+        if not result.blameless and _has_moved(tx, claim):
+            result = replace(result, gone=False, final=False, blameless=True)  # it says nothing of the new URL
+        if not result.blameless:
             fails_for_days = receivers.blame(tx, claim.receiver, result.retry_after)
         if result.gone or result.final or claim.step + 1 >= len(PAUSES):
             tx.execute(_FAILED, its)
@@ -309,6 +310,12 @@ def settle(tx: Connection, claim: Claim, result: Result) -> Disabled | None:
     if claim.endpoint_id is None:
         return None
     return Disabled.gone if result.gone else Disabled.failing if fails_for_days else None
+
+
+def _has_moved(tx: Connection, claim: Claim) -> bool:
+    """Whether its endpoint was given another URL since it was claimed. Its receiver's lock is held."""
+    url = tx.scalar(select(endpoints.c.url).where(endpoints.c.id == claim.endpoint_id))
+    return url is not None and url != claim.url
 
 
 def _close_try(tx: Connection, delivery_id: str, number: int, result: Result) -> None:

@@ -240,6 +240,20 @@ def test_who_is_gone_is_told_nothing_any_more_and_the_others_learn_of_it(databas
     assert [one.endpoint_id for one in claim(database)] == [other]
 
 
+def test_what_an_old_url_answers_says_nothing_of_the_new_one(database: Database) -> None:
+    endpoint = an_endpoint(database)
+    happen(database, 2)
+    claimed = claim(database)
+    with database.write() as tx:
+        endpoints.hold(tx, "prj_a", endpoint)
+        endpoints.change(tx, endpoint, url="https://new.example/hook")
+    for one, result in zip(claimed, (Result(TryOutcome.failed, status=410, gone=True), REFUSED), strict=True):
+        assert settle(database, one, result) is None
+    assert {row.status for row in all_of(database, table)} == {DeliveryStatus.pending}
+    new = the_one(database, receiver_rows)
+    assert (new.host, new.failures, new.window) == ("new.example", 0, receivers.FIRST_WINDOW)
+
+
 def test_an_endpoint_that_did_nothing_but_fail_for_days_is_to_be_disabled(database: Database) -> None:
     an_endpoint(database)
     happen(database, 2)
