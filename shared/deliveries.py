@@ -11,6 +11,7 @@ event is sent again with the same id: never a new one, and never none. Every ver
 """
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -202,8 +203,9 @@ def claim(tx: Connection, worker: str, *, limit: int, probes: int) -> list[Claim
     those who answer. Several processes that claim at once may exceed a host's limit by a few.
     """
     claims: list[Claim] = []
+    on_host: Counter[str] = Counter()
     for receiver in receivers.whose_turn(tx, limit=limit, probes=probes > 0):
-        room = min(receiver.room, receiver.room_on_host, limit - len(claims))
+        room = min(receiver.room, receiver.room_on_host - on_host[receiver.host], limit - len(claims))
         if receiver.probe:
             room = min(room, probes - sum(claim.probe for claim in claims))
         if room <= 0:
@@ -212,13 +214,17 @@ def claim(tx: Connection, worker: str, *, limit: int, probes: int) -> list[Claim
         ids = list(tx.scalars(_FIRST_TRIES, {**its, "at_most": room}))
         if len(ids) < room:
             ids += tx.scalars(_RETRIES, {**its, "at_most": room - len(ids)})
-        claims += [_claim(tx, delivery_id, worker, bool(receiver.probe)) for delivery_id in ids]
+        taken = [_claim(tx, delivery_id, worker, bool(receiver.probe)) for delivery_id in ids]
+        claims += [claim for claim in taken if claim is not None]
+        on_host[receiver.host] += len(taken)
         receivers.find_next_due(tx, receiver.id)
     return claims
 
 
-def _claim(tx: Connection, delivery_id: str, worker: str, probe: bool) -> Claim:
-    row = tx.execute(_CLAIM, {"its_id": delivery_id, "by_worker": worker}).one()
+def _claim(tx: Connection, delivery_id: str, worker: str, probe: bool) -> Claim | None:
+    row = tx.execute(_CLAIM, {"its_id": delivery_id, "by_worker": worker}).one_or_none()
+    if row is None:
+        return None  # a sender that was taken for dead has delivered it in this moment
     tx.execute(_BEGIN_TRY, {"delivery_id": row.id, "number": row.tries})
     return Claim(
         delivery_id=row.id,

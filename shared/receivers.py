@@ -73,13 +73,26 @@ _IS_RESTED = or_(receivers.c.rest_until.is_(None), receivers.c.rest_until <= now
 #: Something can be sent there now, as far as its row and its leases tell.
 TAKES = (_IS_DUE, _IS_RESTED, _ROOM > 0, _ROOM_ON_HOST > 0)
 
+_ORDER = (receivers.c.failures > 0, receivers.c.next_due_at, receivers.c.id)
 #: Whose turn it is: those who take what they get first, then in the order in which it was due.
 _NEXT = (
-    select(receivers.c.id, _IS_PROBE.label("probe"), _ROOM.label("room"), _ROOM_ON_HOST.label("room_on_host"))
+    select(receivers.c.id)
     .where(*TAKES, or_(~_IS_PROBE, bindparam("probes", type_=Boolean)))
-    .order_by(receivers.c.failures > 0, receivers.c.next_due_at, receivers.c.id)
+    .order_by(*_ORDER)
     .limit(bindparam("at_most"))
     .with_for_update(of=receivers, skip_locked=True, key_share=True)
+)
+#: Asked once their locks are held: a claim that committed while these were searched may have taken what room there was.
+_ROOMS = (
+    select(
+        receivers.c.id,
+        receivers.c.host,
+        _IS_PROBE.label("probe"),
+        _ROOM.label("room"),
+        _ROOM_ON_HOST.label("room_on_host"),
+    )
+    .where(receivers.c.id.in_(bindparam("locked", expanding=True)), *TAKES)
+    .order_by(*_ORDER)
 )
 
 
@@ -132,11 +145,12 @@ _BLAME = (
 
 
 def whose_turn(tx: Connection, *, limit: int, probes: bool) -> list[Row[Any]]:
-    """The receivers to whom something may be sent now, locked: (id, probe, room, room_on_host).
+    """The receivers to whom something may be sent now, locked: (id, host, probe, room, room_on_host).
 
     `probe`: it has not proved itself yet, or fails. Only with `probes` are there any such.
     """
-    return list(tx.execute(_NEXT, {"at_most": limit, "probes": probes}))
+    locked = list(tx.scalars(_NEXT, {"at_most": limit, "probes": probes}))
+    return list(tx.execute(_ROOMS, {"locked": locked})) if locked else []
 
 
 def count_due(connection: Connection, *, at_most: int) -> int:

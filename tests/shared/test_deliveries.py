@@ -1,6 +1,8 @@
 """A delivery's life on both databases: what is made, who gets it, and what becomes of it."""
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -144,6 +146,51 @@ def test_one_host_gets_no_more_at_once_however_many_endpoints_it_has(database: D
         taken += some
     assert sum(one.endpoint_id != other for one in taken) == receivers.MOST_PER_HOST
     assert sum(one.endpoint_id == other for one in taken) == 2
+
+
+def test_nor_in_one_claim_when_little_room_is_left(database: Database) -> None:
+    for number in range(receivers.MOST_PER_HOST + 6):
+        an_endpoint(database, f"https://same.example/{number}")
+    happen(database, 2)
+    first = receivers.MOST_PER_HOST - 2
+    assert len(claim(database, limit=first)) == first
+    assert len(claim(database)) == 2
+
+
+def test_a_claim_that_another_overtakes_fills_no_window_twice(postgresql_url: str) -> None:
+    """Whose turn it is is asked before the other has committed, and its rows are locked after that."""
+    with closing(Database(postgresql_url)) as database:
+        for number in range(40):
+            an_endpoint(database, f"https://{number}.example/")
+        happen(database, 10)
+        for _ in range(10):
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(lambda _: claim(database, limit=3), range(60)))
+            on_their_way = Counter(row.receiver for row in all_of(database, table) if row.status == "sending")
+            assert max(on_their_way.values()) <= receivers.FIRST_WINDOW
+            with database.write() as tx:
+                tx.execute(update(table).where(table.c.status == "sending").values(status="pending"))
+                tx.execute(update(receiver_rows).values(next_due_at=now()))
+
+
+def test_a_delivery_that_ends_while_it_is_claimed_is_left_out(postgresql_url: str) -> None:
+    with closing(Database(postgresql_url)) as database:
+        an_endpoint(database)
+        happen(database, 2)
+        with database.write() as tx:
+            tx.execute(update(receiver_rows).values(window=receivers.MOST_WINDOW))  # a success locks no receiver now
+        late, other = claim(database)
+        for row in all_of(database, table):
+            with database.write() as tx:
+                deliveries.rescue(tx, row)
+        pass_time(database, DAY)
+        with ThreadPoolExecutor(1) as pool:
+            with database.write() as tx:
+                deliveries.settle(tx, late, TAKEN)
+                taken = pool.submit(claim, database)
+                with pytest.raises(TimeoutError):
+                    taken.result(timeout=0.5)  # it waits for this transaction
+            assert [one.delivery_id for one in taken.result()] == [other.delivery_id]
 
 
 def test_who_has_not_proved_itself_or_fails_shares_a_part_of_the_senders(database: Database) -> None:
