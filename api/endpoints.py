@@ -1,5 +1,6 @@
 """Endpoints: the URLs that a project registers to be told of its events."""
 
+from collections.abc import Callable
 from typing import Any
 
 from flask import Response, g, request
@@ -105,7 +106,7 @@ def routes(services: Services) -> APIBlueprint:
     )
     def change_endpoint(path: EndpointPath, query: NoQuery, body: ChangeEndpoint) -> Response:
         with database.write() as tx:
-            row = _change(tx, _hold(tx, path.id), body.model_dump(exclude_unset=True))
+            row = _change(tx, _hold(tx, path.id, life.hold_to_change), body.model_dump(exclude_unset=True))
         return Response(_show(row).model_dump_json(), content_type="application/json")
 
     @blueprint.delete(
@@ -174,9 +175,11 @@ def _add_deeds(blueprint: APIBlueprint, services: Services, vault: Vault) -> Non
         return Response(answer.model_dump_json(), 202, content_type="application/json")
 
 
-def _hold(tx: Connection, endpoint_id: str) -> Row[Any]:
+def _hold(
+    tx: Connection, endpoint_id: str, hold: Callable[[Connection, str, str], Row[Any] | None] = life.hold
+) -> Row[Any]:
     """The caller's endpoint, locked. Refused as not found if it is not there, or another project's."""
-    row = life.hold(tx, g.project_id, endpoint_id) if is_id("end", endpoint_id) else None
+    row = hold(tx, g.project_id, endpoint_id) if is_id("end", endpoint_id) else None
     if row is None:
         raise not_found()
     return row

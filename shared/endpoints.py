@@ -61,6 +61,15 @@ def register(
     return row, webhook_secrets.rotate(tx, vault, row.id)
 
 
+def hold_to_change(tx: Connection, project_id: str, endpoint_id: str) -> Row[Any] | None:
+    """As `hold`, between two rounds of the feed: what one of them planned for the endpoint as it was is there to see.
+
+    Else an event could be planned while it is still disabled, and come to light after `redeliver_since` has looked.
+    """
+    webhook_secrets.hold_project(tx, project_id)
+    return hold(tx, project_id, endpoint_id)
+
+
 def hold(tx: Connection, project_id: str, endpoint_id: str) -> Row[Any] | None:
     """A project's endpoint as it stands now, locked. None: it has no such endpoint."""
     its = select(endpoints).where(endpoints.c.id == endpoint_id, endpoints.c.project_id == project_id)

@@ -1,5 +1,7 @@
 """/v1/endpoints."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from shared import webhook_secrets
 from shared.database import now
 from shared.events import EventType
 from shared.ids import new_id
+from shared.receivers import lock as hold_receiver
 from shared.tables import Disabled, endpoints, events, metadata, receivers
 from shared.tables import deliveries as told
 from shared.tables import webhook_secrets as secrets
@@ -321,6 +324,34 @@ def test_what_happened_while_it_was_disabled_is_sent_when_it_is_asked_for(
     assert api.post(f"{path}/redeliver", json={"since": EPOCH}).json["redelivered"] == 0
     told_of = [each["event_id"] for each in api.get("/v1/deliveries").json["data"]]
     assert len(told_of) == len(set(told_of)) == 4
+
+
+def test_what_is_planned_while_it_is_enabled_is_not_lost(
+    api: Caller, post_office: PostOffice, submit: Submit, services: Services
+) -> None:
+    if services.database.is_sqlite:
+        return  # one writer at a time
+    endpoint = register(api, events=["job.queued"])
+    other = register(api, events=["job.queued"])
+    path = f"/v1/endpoints/{endpoint['id']}"
+    api.patch(path, json={"disabled": True})
+    post_office.plan()
+    submit()
+
+    def enable() -> None:
+        assert api.patch(path, json={"disabled": False}).status_code == 200
+        assert api.post(f"{path}/redeliver", json={"since": EPOCH}).status_code == 202
+
+    with ThreadPoolExecutor(2) as pool:
+        with services.database.write() as tx:
+            hold_receiver(tx, other["id"])  # the round waits for it, and has seen which endpoints listen
+            planned = pool.submit(post_office.plan)
+            time.sleep(0.5)
+            enabled = pool.submit(enable)
+            time.sleep(0.5)
+        planned.result()
+        enabled.result()
+    assert types_told(api, endpoint=endpoint["id"]) == ["job.queued"]
 
 
 def test_only_what_happened_since_then_is_sent_again(
