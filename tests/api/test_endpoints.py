@@ -1,6 +1,5 @@
 """/v1/endpoints."""
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +21,7 @@ from shared.tables import webhook_secrets as secrets
 from shared.webhook_secrets import Vault
 from tests.api.people import KEY, Caller, Submit, Worker, client_with, on_sqlite
 from tests.api.sending import GIVEN_UP, GONE, HOOK, REFUSED, TAKEN, PostOffice, at_once
+from tests.service import eventually
 
 ENDS = ["job.succeeded", "job.failed", "job.canceled", "job.expired"]
 EPOCH = "1970-01-01T00:00:00Z"
@@ -326,6 +326,13 @@ def test_what_happened_while_it_was_disabled_is_sent_when_it_is_asked_for(
     assert len(told_of) == len(set(told_of)) == 4
 
 
+def who_wait(services: Services) -> int:
+    """How many of this database's connections wait for a lock."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with services.database.read() as connection:
+        return int(connection.exec_driver_sql(waiting).scalar_one())
+
+
 def test_what_is_planned_while_it_is_enabled_is_not_lost(
     api: Caller, post_office: PostOffice, submit: Submit, services: Services
 ) -> None:
@@ -346,9 +353,9 @@ def test_what_is_planned_while_it_is_enabled_is_not_lost(
         with services.database.write() as tx:
             hold_receiver(tx, other["id"])  # the round waits for it, and has seen which endpoints listen
             planned = pool.submit(post_office.plan)
-            time.sleep(0.5)
+            eventually("the round waits", lambda: who_wait(services) == 1)
             enabled = pool.submit(enable)
-            time.sleep(0.5)
+            eventually("the change waits for the round", lambda: who_wait(services) == 2)
         planned.result()
         enabled.result()
     assert types_told(api, endpoint=endpoint["id"]) == ["job.queued"]
