@@ -1,5 +1,6 @@
 """A tiny model and backends that draw with it. `./dev test gpu` runs these; without torch, nothing looks here."""
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def one_core() -> None:
     """The same number of threads in every run: sums of floats depend on it, in the last place."""
     torch.set_num_threads(1)
+    gc.freeze()  # a backend that closes collects garbage, and torch's half a million objects are none
 
 
 @pytest.fixture(scope="session")

@@ -82,6 +82,21 @@ def test_the_dev_lock_holds_every_pin_of_the_run_time_lock() -> None:
     assert pins("requirements.lock").items() <= pins("requirements-dev.lock").items()
 
 
+def test_the_locks_of_one_venv_agree() -> None:
+    """pip installs them in one go, and takes each package from any of them."""
+    gpu, dev_pins = pins("requirements-gpu.lock"), pins("requirements-dev.lock")
+    assert {name: gpu[name] for name in gpu.keys() & dev_pins.keys()} == {
+        name: dev_pins[name] for name in gpu.keys() & dev_pins.keys()
+    }
+    assert pins("requirements.lock").items() <= gpu.items()
+    assert not pins("requirements-cuda.lock").keys() & (gpu.keys() | dev_pins.keys())
+    # The CPU's build is asked for twice, by its own name and as any build of that version.
+    [build] = pins("requirements-cpu.lock").items()
+    assert build == ("torch", f"{gpu['torch']}+cpu")
+    [hashed] = re.findall(r"sha256:\w+", (ROOT / "requirements-cpu.lock").read_text())
+    assert hashed in (ROOT / "requirements-gpu.lock").read_text()
+
+
 @pytest.mark.slow
 def test_what_runs_needs_nothing_that_only_the_dev_lock_has() -> None:
     """The tests run where both are installed, and would never see that something is missing elsewhere."""
