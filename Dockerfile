@@ -5,9 +5,11 @@ FROM python:3.13-slim-bookworm AS packages
 ARG PIP_INDEX_URL
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/venv
-COPY requirements.lock .
+# The GPU worker's image takes others, with a CUDA build of torch.
+ARG LOCKS=requirements.lock
+COPY requirements.lock requirements-gpu.lock requirements-cuda.lock ./
 # Compiled here, since the file system is read-only where it runs.
-RUN /opt/venv/bin/pip install --require-hashes -r requirements.lock
+RUN /opt/venv/bin/pip install --require-hashes $(printf -- '-r %s ' $LOCKS)
 
 FROM python:3.13-slim-bookworm
 # A number, so that an orchestrator can see that it is not root.
@@ -22,6 +24,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     DARKROOM_DATA_DIR=/var/lib/darkroom \
     DARKROOM_SPOOL=/var/spool/darkroom \
+    HF_HOME=/var/lib/darkroom/hub \
     BIND=0.0.0.0 \
     PORT=8000
 USER 10001:10001

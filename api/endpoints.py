@@ -113,7 +113,8 @@ def routes(services: Services) -> APIBlueprint:
         "/<id>",
         operation_id="removeEndpoint",
         summary="Remove an endpoint",
-        description="What waited for it fails: at once, or as its time comes. What was sent to it stays in the list of deliveries.",
+        description="What waited for it fails: at once, or as its time comes. What was sent to it stays in the list of "
+        "deliveries.",
         responses=answers({204: None}, refusals=(401, 404, 413, 422)),
     )
     def remove_endpoint(path: EndpointPath, query: NoQuery) -> Response:

@@ -33,6 +33,14 @@ async def up(house: House, folder: DataFolder, port: int) -> int:
 
 def how_it_draws(service: Service) -> list[str]:
     """Who makes the pictures: said before anything else, since one of the two costs money."""
+    wanted = service.settings
+    local = [f"Pictures are drawn on this machine, by {wanted.gpu_model}; reading it takes a while."]
+    if "dataoorts" not in wanted.backends:
+        return local
+    return [*(local if "diffusers" in wanted.backends else []), *_how_the_vendor_draws(service)]
+
+
+def _how_the_vendor_draws(service: Service) -> list[str]:
     if service.sandbox_port is None and not service.settings.sandbox:
         return [f"DATAOORTS_API_KEY is set: pictures come from {service.settings.dataoorts_url} and cost money."]
     where = "here" if service.sandbox_port is not None else f"at {service.settings.dataoorts_url}"

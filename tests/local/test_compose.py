@@ -11,6 +11,7 @@ from local import procfile
 from shared import settings
 from shared.settings import Settings
 from tests.local.programs import ROOT
+from worker.backends.diffusers import Diffusers
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 TEXT = (ROOT / "docker-compose.yml").read_text()
@@ -20,7 +21,7 @@ OURS = {name: service for name, service in SERVICES.items() if service["image"].
 PROCESSES = {command.name: command.line for command in procfile.read(ROOT / "Procfile")}
 KNOWN = {settings.variable(field) for field in Settings.model_fields}
 #: Stateless, or of no use to ask: the file says why.
-WITHOUT_HEALTH_CHECK = {"worker-dataoorts", "worker-webhooks", "worker-sweep", "migrate"}
+WITHOUT_HEALTH_CHECK = {"worker-dataoorts", "worker-gpu", "worker-webhooks", "worker-sweep", "migrate"}
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -53,7 +54,7 @@ def test_every_setting_can_be_given() -> None:
 
 def test_every_variable_that_is_asked_for_is_a_setting_or_the_files_own() -> None:
     asked = set(re.findall(r"(?<!\$)\$\{(\w+)", TEXT))
-    assert asked - KNOWN == {"POSTGRES_PASSWORD", "PUBLISH"}
+    assert asked - KNOWN == {"POSTGRES_PASSWORD", "PUBLISH", "MODELS"}
 
 
 def test_no_secret_has_a_default_and_what_is_needed_says_how_to_make_it() -> None:
@@ -103,13 +104,15 @@ def test_every_image_is_pinned_by_a_tag_that_says_its_version(image: str) -> Non
 
 def test_our_image_does_not_run_as_root_and_installs_what_is_locked() -> None:
     assert re.findall(r"^USER (\d+):\d+$", DOCKERFILE, re.MULTILINE)[-1] != "0"
-    assert "--require-hashes -r requirements.lock" in DOCKERFILE and "PYTHONUNBUFFERED=1" in DOCKERFILE
+    assert "pip install --require-hashes $(printf -- '-r %s ' $LOCKS)" in DOCKERFILE
+    assert "\nARG LOCKS=requirements.lock\n" in DOCKERFILE and "PYTHONUNBUFFERED=1" in DOCKERFILE
     assert DOCKERFILE.index("\nUSER ") > DOCKERFILE.index("\nCOPY . .")
 
 
 def test_what_the_processes_need_is_in_the_image() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    assert kept >= {"api", "worker", "shared", "migrations", "sandbox", "requirements.lock"}
+    locks = {"requirements.lock", *SERVICES["worker-gpu"]["build"]["args"]["LOCKS"].split()}
+    assert kept >= {"api", "worker", "shared", "migrations", "sandbox", *locks}
     assert all((ROOT / name).exists() for name in kept)
 
 
@@ -143,7 +146,8 @@ def test_the_spool_is_a_volume_of_its_own_that_the_worker_may_write() -> None:
     [place] = re.findall(r"^\s*DARKROOM_SPOOL=(\S+)", DOCKERFILE, re.MULTILINE)
     volumes = dict(volume.split(":")[::-1] for volume in SERVICES["worker-dataoorts"]["volumes"])
     assert volumes[place] in COMPOSE["volumes"] and list(volumes.values()).count(volumes[place]) == 1
-    assert not any(place in str(service.get("volumes")) for name, service in OURS.items() if name != "worker-dataoorts")
+    drawing = {"worker-dataoorts", "worker-gpu"}
+    assert {name for name, service in OURS.items() if place in str(service.get("volumes"))} == drawing
     # A new volume takes its owner from the image's folder; without one it is root's.
     [made] = re.findall(r"install -d -m 0700 -o 10001 -g 10001 (.*)$", DOCKERFILE, re.MULTILINE)
     assert place in made.split() and "\nUSER 10001:10001\n" in DOCKERFILE
@@ -157,3 +161,4 @@ def test_processes_start_when_the_database_is_migrated() -> None:
 
 def test_a_worker_that_stops_may_finish_its_longest_call() -> None:
     assert int(SERVICES["worker-dataoorts"]["stop_grace_period"].removesuffix("s")) > 150
+    assert int(SERVICES["worker-gpu"]["stop_grace_period"].removesuffix("s")) > Diffusers.ATTEMPT_SECONDS
