@@ -101,7 +101,7 @@ def test_a_canceled_job_leaves_within_one_step_and_the_others_stay(
 
     stays, leaves = backend.generate([request(num_steps=8), request(num_steps=8, seed=2)], lambda *_: None, canceled)
     picture(stays)
-    assert failure(leaves).kind == Kind.transient and failure(leaves).billed == Billed.no
+    assert failure(leaves).kind == Kind.canceled and failure(leaves).billed == Billed.no
     assert rows[: at_cancel[0]] == [4] * 3 and rows[at_cancel[0] :] == [2] * 5
 
 

@@ -2,36 +2,59 @@
 
 import io
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image as Pillow
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
-from shared.tables import attempts
+from shared.tables import attempts, events, images
+from shared.tables import jobs as table
 from tests.service import Service, eventually, service
 
 #: Takes a few seconds on a slow machine: long enough to be watched, canceled or killed in the middle.
 LONG = {"width": 768, "height": 768, "num_steps": 20}
 
 
-@pytest.fixture
-def running(tmp_path: Path, database_url: str, tiny_sdxl: Path) -> Iterator[Service]:
+@contextmanager
+def _drawing(folder: Path, database_url: str, model: Path) -> Iterator[Service]:
     settings = {
         "DARKROOM_BACKENDS": "diffusers",
-        "DARKROOM_GPU_MODEL": str(tiny_sdxl),
+        "DARKROOM_GPU_MODEL": str(model),
         "DARKROOM_GPU_DEVICE": "cpu",
         "DARKROOM_SANDBOX": "",
         "DATAOORTS_API_KEY": "",
     }
-    with service(tmp_path, database_url, **settings) as running:
+    with service(folder, database_url, **settings) as running:
         running.start()
         eventually("the model is loaded", lambda: _checks(running)["workers"] == "ok")
         yield running
         assert running.sandbox.calls()["calls"] == 0, "nobody was called"
+
+
+@pytest.fixture(scope="module")
+def service_on_sqlite(
+    migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory, tiny_sdxl: Path
+) -> Iterator[Service]:
+    """One for all tests of this file: reading torch takes longer than most of them."""
+    folder = tmp_path_factory.mktemp("drawing")
+    database = shutil.copy(migrated_sqlite, folder / "darkroom.db")
+    with _drawing(folder, f"sqlite:///{database}", tiny_sdxl) as running:
+        yield running
+
+
+@pytest.fixture
+def running(service_on_sqlite: Service) -> Service:
+    """With no job of an earlier test."""
+    with service_on_sqlite.database.write() as tx:
+        for emptied in (attempts, images, events, table):
+            tx.execute(delete(emptied))
+    return service_on_sqlite
 
 
 def _checks(running: Service) -> dict[str, str]:
@@ -56,6 +79,14 @@ def test_a_prompt_becomes_a_picture_without_a_vendor(running: Service) -> None:
     picture = Pillow.open(io.BytesIO(running.image(job_id)))
     assert (picture.format, picture.size) == ("PNG", (320, 256))
     assert _attempts(running) == [("diffusers", "succeeded", "yes")]
+
+
+def test_it_does_so_on_postgresql_too(tmp_path: Path, postgresql_url: str, tiny_sdxl: Path) -> None:
+    with _drawing(tmp_path, postgresql_url, tiny_sdxl) as running:
+        sizes = [256, 320, 256]
+        for size in sizes:
+            running.submit(input={"width": size, "height": size, "num_steps": 4})
+        assert running.all_ended(3) == {"succeeded": 3}
 
 
 def test_the_same_seed_is_the_same_picture(running: Service) -> None:
