@@ -40,7 +40,7 @@ from worker.picture import Unfit, inspect
 
 log = logging.getLogger(__name__)
 
-COMPRESSION = 4  # of zlib: beyond it, a PNG takes twice the time to get a few percent smaller
+COMPRESSION = 4  # of zlib: 3 takes half the time and a sixth more bytes, 6 and 9 save nothing (measured at 1024x1024)
 SLACK_SECONDS = 15.0  # for what a job may take beyond its time: the step that runs, decoding, encoding
 
 #: Only one at a time: worker.picture.inspect turns warnings into errors, for the whole process.
