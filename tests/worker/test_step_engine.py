@@ -235,6 +235,17 @@ def test_a_fault_in_a_shared_call_fails_the_job_whose_fault_it_is(a_bench: Bench
     assert bench.model.calls == [["a"], ["c"], ["a", "c"]]
 
 
+def test_a_failure_in_a_shared_call_is_the_outcome_of_the_job_whose_it_is(a_bench: Benches) -> None:
+    def refused(names: list[str]) -> None:
+        if "b" in names:
+            raise Failure(Kind.rejected, Billed.no, "not this one")
+
+    bench = a_bench(PaperModel(refused))
+    first, second = bench.draw(bench.job("a"), bench.job("b"))
+    assert first == "picture of a"
+    failed(second, Kind.rejected, "not this one")
+
+
 def test_a_failure_that_the_model_raises_is_the_outcome(a_bench: Benches) -> None:
     def black(name: str) -> None:
         raise Failure(Kind.bad_output, Billed.no, "a black picture")

@@ -99,7 +99,7 @@ class Sdxl:
                 *(side // self._pipeline.vae_scale_factor for side in size[::-1]),
             )
             generator = torch.Generator("cpu").manual_seed(int(input["seed"]))
-            # In the texts' type, as the pipeline draws it: in another one, a seed would be another picture.
+            # In the texts' type, as the pipeline draws it: in another one, some sizes get another noise.
             noise = torch.randn(shape, generator=generator, dtype=texts.dtype)
             latents = (noise * self.scheduler.init_noise_sigma).to(self.device, torch.float32)
         return Canvas(

@@ -273,8 +273,8 @@ class StepEngine:
         """One step for as many as the memory allows, the oldest first; those that did it. What can't be drawn ends."""
         while len(batch) > 1:
             outcome = self._attempt(partial(self._call, batch))
-            if outcome is Trouble.fault:
-                # Whose fault it was shows when each is alone.
+            if outcome is Trouble.fault or isinstance(outcome, Failure):
+                # Whose it was shows when each is alone.
                 return [row for suspect in batch for row in self._step([suspect])]
             if outcome is not Trouble.out_of_memory:
                 return batch
