@@ -123,4 +123,4 @@ def test_scripts_can_be_executed_and_are_free_of_syntax_errors(name: str) -> Non
 def test_ci_runs_the_habits_and_nothing_of_its_own() -> None:
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
     commands = [line for line in lines if line and not line.startswith(("#", "set ", "cd "))]
-    assert commands == ["./dev check </dev/null", "./dev test </dev/null"]
+    assert commands == [f"./dev {habit} </dev/null" for habit in ("check", "test", "test gpu")]
