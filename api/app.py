@@ -26,6 +26,7 @@ from api import (
 from api.auth import Keys
 from api.compat import dataoorts
 from api.compat.shapes import call_body
+from api.depth import Depth
 from api.forecast import Forecast
 from api.services import Services
 from api.submission import submission_body
@@ -65,6 +66,7 @@ def open_services(settings: Settings) -> Services:
     database = Database(settings.database_url, connections=CONNECTIONS, wait_seconds=5)
     announcer = Announcer(client(settings))
     redis = client(settings, timeout_seconds=0.5)
+    forecast = Forecast(database, settings.backends, settings.lease_seconds)
     waiting = Waiting(
         lambda heard, progressed: Listener(client(settings), heard, {progress.CHANNEL: progressed}),
         partial(standing, database),
@@ -85,7 +87,8 @@ def open_services(settings: Settings) -> Services:
         bell=Bell(broker(settings)),
         announcer=announcer,
         waiting=waiting,
-        forecast=Forecast(database, settings.backends, settings.lease_seconds),
+        forecast=forecast,
+        depth=Depth(database, forecast, settings.backends, settings.max_queued),
         keys=Keys(database, settings),
         progress=progress.ProgressBoard(redis),
         redis=redis,

@@ -52,6 +52,7 @@ KINDS: Mapping[str, Kind] = {
     "range_not_satisfiable": Kind(416, "The image has no such range"),
     "invalid": Kind(422, "The request is not valid"),
     "idempotency_key_reused": Kind(422, "The Idempotency-Key stands for another request"),
+    "queue_full": Kind(429, "As many jobs wait as there may be", retryable=True),
     "too_many_streams": Kind(429, "As many streams are open as there may be", retryable=True),
     "internal": Kind(500, "A fault of ours"),
     "unavailable": Kind(503, "The database is away", retryable=True),

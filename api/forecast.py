@@ -55,6 +55,18 @@ class Forecast:
         turns = ahead / max(known.slots, 1)
         return _header(seconds * math.ceil(turns))
 
+    def seconds_for(self, backend: str, jobs: int) -> float:
+        """How long its workers need for so many jobs, as far as was known last. Without a worker, a minute at least."""
+        known = self._known[backend][1]
+        if not known.slots:
+            return LATEST
+        return (known.seconds or SOONEST) * math.ceil(jobs / known.slots)
+
+    def look(self) -> None:
+        """Look up what `seconds_for` tells. Call it while no connection is held. Raises AWAY."""
+        for backend in self._known:
+            self._look_up(backend)
+
     def _look_up(self, backend: str) -> Present:
         until, known = self._known.get(backend, (0.0, Present(0, None)))
         if time.monotonic() >= until:

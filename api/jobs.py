@@ -38,7 +38,7 @@ def routes(services: Services) -> APIBlueprint:
         summary="Submit a job",
         description="`Prefer: wait=N` waits up to 60 s for its end; 200 says that it has ended. A request that is sent "
         "again with the same `Idempotency-Key` within 24 h gets the job of the first one.",
-        responses=answers({200: Job, 202: Job}, refusals=(400, 401, 406, 413, 415, 422), headers=_SUBMITTED),
+        responses=answers({200: Job, 202: Job}, refusals=(400, 401, 406, 413, 415, 422, 429), headers=_SUBMITTED),
     )
     def submit_job(query: NoQuery, body: SubmitJob) -> Response:  # type: ignore[valid-type]  # made from the catalogue
         key = idempotency.asked_key(body.root.model_dump(mode="json"))  # type: ignore[attr-defined]
@@ -93,7 +93,7 @@ def routes(services: Services) -> APIBlueprint:
         summary="Submit an ended job again",
         description="Only one that failed, was canceled or expired: a new job with the same input and seed (202). "
         "While one such is open, it is that one (200).",
-        responses=answers({200: Job, 202: Job}, refusals=(401, 404, 406, 409, 410, 413, 422), headers=_SUBMITTED),
+        responses=answers({200: Job, 202: Job}, refusals=(401, 404, 406, 409, 410, 413, 422, 429), headers=_SUBMITTED),
     )
     def retry_job(path: JobPath, query: NoQuery) -> Response:
         refuse_body()
@@ -137,6 +137,8 @@ def _retry(tx: Connection, services: Services, job_id: str) -> life.Made:
         max_wait_seconds=settings.max_wait_seconds,
     )
     if retried is not None:
+        if retried.is_new:
+            services.depth.take_place(backend)  # a refusal takes the new job back
         return retried
     row = read_job(tx, job_id)  # as it stands now: it may have moved since
     assert row is not None
@@ -147,6 +149,7 @@ def _retry(tx: Connection, services: Services, job_id: str) -> life.Made:
 
 def _once(services: Services, key: idempotency.Key | None, make: Callable[[Connection], life.Made]) -> Response:
     """Make a job, or find the one that an earlier request with this key made; then wait for it, if that is wanted."""
+    services.depth.look()
     with services.database.write() as tx:
         first = idempotency.first_of(tx, key)
         made = make(tx) if first is None else None

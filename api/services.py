@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from redis import Redis
 
 from api.auth import Keys
+from api.depth import Depth
 from api.forecast import Forecast
 from api.waiting import Waiting
 from shared.announcements import Announcer
@@ -24,6 +25,7 @@ class Services:
     announcer: Announcer
     waiting: Waiting
     forecast: Forecast
+    depth: Depth
     keys: Keys
     progress: ProgressBoard
     #: For the readiness check and the progress; the bell and the announcements have their own ways to Redis.

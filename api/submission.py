@@ -116,6 +116,7 @@ def submit(tx: Connection, services: Services, body: RootModel[Any]) -> Row[Any]
     submission: Submission = body.root
     backend, settings = resolve(services, submission.model, submission.backend), services.settings
     assert backend is not None  # else the body would have been refused
+    services.depth.take_place(backend)
     input = submission.input.model_dump()
     if "seed" in input and input["seed"] is None:
         # Drawn now, not by the backend: so every job can be made again.

@@ -87,6 +87,8 @@ class Settings(BaseModel):
     max_attempts: int = Field(3, ge=1, le=100)
     max_crashes: int = Field(3, ge=2, le=100)  # a first death accuses every job of its process: it can't be final
     max_wait_seconds: int = Field(86400, ge=1, le=30 * 86400)
+    #: How many jobs may wait for one backend.
+    max_queued: int = Field(100_000, ge=1, le=100_000_000)
     public_url: str | None = None
     #: Networks that webhooks may go to although they are not public.
     webhook_allow: Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)] = ()

@@ -55,6 +55,7 @@ REFUSALS: Mapping[str, tuple[int, int]] = {
     "too_large": (413, 3006),
     "unsupported_media_type": (415, BAD_INPUT),
     "idempotency_key_reused": (422, BAD_INPUT),
+    "queue_full": (429, NO_CAPACITY),
 }
 
 #: A job that ended without a picture: status and the vendor's code, by the code of the job's error.
@@ -107,6 +108,7 @@ def _serve(services: Services, call: Call, submission: RootModel[Any]) -> Respon
     has_seed = getattr(call.data, "seed", None) is not None
     derived = repeats.key_of(g.project_id, submission.model_dump(mode="json"))
     key = asked or derived
+    services.depth.look()
     with services.database.write() as tx:
         first = idempotency.first_of(tx, asked) if asked else repeats.first_of(tx, derived, has_seed=has_seed)
         made = submit(tx, services, submission) if first is None else None

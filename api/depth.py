@@ -1,0 +1,69 @@
+"""How deep the queues are, and who is turned away for it: without a bound, a flood is found out by its age."""
+
+import math
+import threading
+import time
+from collections.abc import Sequence
+
+from sqlalchemy import bindparam, func, literal_column, select
+
+from api.errors import Refused
+from api.forecast import Forecast
+from shared.database import Database
+from shared.standing import is_status
+from shared.tables import Status, jobs
+
+#: Bounds of the Retry-After of a refusal, in seconds.
+SOONEST, LATEST = 1, 3600
+
+_WAITING = select(func.count()).select_from(
+    select(literal_column("1"))
+    .where(jobs.c.backend == bindparam("of_backend"), is_status(Status.queued))
+    .limit(bindparam("at_most"))
+    .subquery()
+)
+
+
+class Depth:
+    """A bound for the jobs that wait for one backend.
+
+    Nobody counts a hundred thousand rows for each submission: they are counted now and then, and this process' own are
+    added meanwhile. So several processes together may exceed it by what the others took in a few seconds.
+    """
+
+    #: Between two counts, in seconds: while it is far from full, and while it is not.
+    FAR_SECONDS, NEAR_SECONDS = 5.0, 1.0
+
+    def __init__(self, database: Database, forecast: Forecast, backends: Sequence[str], most: int) -> None:
+        self._database = database
+        self._forecast = forecast
+        self._most = most
+        self._known = dict.fromkeys(backends, 0)
+        self._look_at = 0.0
+        self._looking = threading.Lock()
+
+    def look(self) -> None:
+        """Count, if it is time. Call it while no connection is held. Raises AWAY."""
+        if time.monotonic() < self._look_at or not self._looking.acquire(blocking=False):
+            return
+        try:
+            self._forecast.look()
+            with self._database.read() as connection:
+                for backend in self._known:
+                    # More than the bound: how many are too many says how long it takes.
+                    asked = {"of_backend": backend, "at_most": 2 * self._most}
+                    self._known[backend] = connection.scalar(_WAITING, asked) or 0
+            near = any(2 * waiting > self._most for waiting in self._known.values())
+            self._look_at = time.monotonic() + (self.NEAR_SECONDS if near else self.FAR_SECONDS)
+        finally:
+            self._looking.release()
+
+    def take_place(self, backend: str) -> None:
+        """One more waits for this backend. Raises Refused if there is no room for it."""
+        excess = self._known[backend] + 1 - self._most
+        if excess > 0:
+            seconds = self._forecast.seconds_for(backend, excess)
+            after = str(min(max(math.ceil(seconds), SOONEST), LATEST))
+            detail = f"{self._most:,} jobs or more wait for {backend} already. Nothing was accepted."
+            raise Refused("queue_full", detail, headers={"Retry-After": after})
+        self._known[backend] += 1
