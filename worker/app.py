@@ -8,8 +8,6 @@ one that neither loses nor stalls at that (the measurements stand in docs/decisi
 """
 
 import logging
-import os
-import socket
 import sys
 import threading
 from contextlib import suppress
@@ -33,9 +31,12 @@ from worker.closing import Closing
 from worker.generation import Generation
 from worker.leases import Leases
 from worker.posting import Poster
+from worker.presence import Progress
 from worker.recovery import Recovery
 from worker.sender import Sender
+from worker.slots import Slots
 from worker.spool import Spool
+from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +55,24 @@ def _configure(sender: Celery, **_: Any) -> None:
         _refuse(error)
 
 
+class Hearing:
+    """How often Celery's consumer heard of Redis."""
+
+    heard = 0
+
+    def hear(self) -> None:
+        self.heard += 1
+
+
 class Worker:
     """What this process works with, made once, before it takes its first ticket."""
 
     def __init__(self, wanted: Settings, queues: set[str], slots: int) -> None:
-        self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self.name = presence.own_name()
         self.slots = slots
         self.stopping = threading.Event()
+        self.slots_at_work = Slots(slots)
+        self.hearing = Hearing()
         self.database = Database(wanted.database_url, connections=10, wait_seconds=30)
         self.announcer = Announcer(client(wanted))
         self.database.after_commit = self.announcer.tell
@@ -90,10 +102,18 @@ class Worker:
                 spool=self.spools[backend.name],
                 may_claim=partial(self._may_claim, self.recoveries[backend.name]),
                 more=partial(self.bell.ring, backend.name),
+                slots=self.slots_at_work,
             )
             for backend in self.backends
         }
         self.sender = self._sender(wanted) if tickets.queue_of(tickets.DELIVERIES) in queues else None
+        self.watchdog = Watchdog(
+            turns=lambda: self.leases.turns,
+            stopping=self.stopping,
+            slots=self.slots_at_work,
+            heard=lambda: self.hearing.heard,
+            tickets=partial(tickets.waiting, client(wanted), sorted(queues)),
+        )
 
     def _sender(self, wanted: Settings) -> Sender:
         if wanted.public_url is None:
@@ -108,6 +128,7 @@ class Worker:
             secret_key=wanted.secret_key,
             stopping=self.stopping,
             more=partial(self.bell.ring, tickets.DELIVERIES),
+            watched=self.slots_at_work,
         )
 
     def _may_claim(self, recovery: Recovery) -> bool:
@@ -119,13 +140,21 @@ class Worker:
         self.leases.start()
         for recovery in self.recoveries.values():
             recovery.start()
+        self.watchdog.start()
 
     def _present(self, tx: Connection) -> None:
+        working, watchdog = self.slots_at_work, self.watchdog
+        progress = Progress(
+            working.in_hand(), working.done, watchdog.quiet_seconds, watchdog.deaf_seconds, watchdog.trouble
+        )
         for generation in self.generations.values():
-            presence.show(tx, self.name, generation.backend_name, self.slots, generation.mean_seconds)
+            presence.show(tx, self.name, generation.backend_name, self.slots, generation.mean_seconds, progress)
+        if self.sender is not None:
+            presence.show(tx, self.name, tickets.DELIVERIES, self.slots, None, progress)
 
     def close(self) -> None:
         self.stopping.set()
+        self.watchdog.close()
         for recovery in self.recoveries.values():
             recovery.close()
         for spool in self.spools.values():
@@ -170,6 +199,7 @@ def _start(sender: Any, **_: Any) -> None:
     if not worker.generations and worker.sender is None:
         known = f"a backend of DARKROOM_BACKENDS, nor is it {tickets.DELIVERIES}"
         _refuse(f"none of the queues {', '.join(sorted(queues))} belongs to {known}")
+    sender.app.conf.broker_transport_options |= {"heard": worker.hearing.hear}
     worker.start()
     tasks.register(sender.app, worker.generations, worker.sender)
     # Celery keeps weak references to receivers: these live as long as the worker does.

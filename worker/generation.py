@@ -21,6 +21,7 @@ from worker.backends.base import Backend, Failure, Kind, Picture, Request, Unjud
 from worker.claims import Claims
 from worker.closing import Closing
 from worker.leases import Leases
+from worker.slots import Slots
 from worker.spool import Entry, Spool
 
 log = logging.getLogger(__name__)
@@ -56,11 +57,13 @@ class Generation:
         spool: Spool | None = None,
         may_claim: Callable[[], bool] = lambda: True,
         more: Callable[[int], None] = lambda jobs: None,
+        slots: Slots | None = None,
     ) -> None:
         """`prices`: millionths of a dollar an image, by model. `stopping`: set once the process was asked to stop.
 
         `spool`: where pictures are safe as soon as they are received; None: nowhere. `may_claim`: asked before a claim.
         `more`: called with how many jobs were claimed when there may be more.
+        `slots`: what is told of each step.
         """
         self._database = database
         self._closing = Closing(database, images)
@@ -72,12 +75,16 @@ class Generation:
         self._stopping = stopping
         self._keep = spool.keep if spool is not None else Entry
         self._may_claim = may_claim
+        self._slots = slots or Slots(1)
         self._seconds: deque[float] = deque(maxlen=50)
 
     def work(self) -> None:
         """Claim and work until no job is left, or until asked to stop."""
-        while not self._stopping.is_set() and self._may_claim() and (claim := self._claims.next()):
-            self.run_attempt(claim)
+        with self._slots.work() as slot:
+            while not self._stopping.is_set() and self._may_claim() and (claim := self._claims.next()):
+                slot.hold(self._backend.attempt_seconds)
+                self.run_attempt(claim)
+                slot.end()
 
     def _take(self, limit: int) -> list[Claim]:
         with self._database.write() as tx:
@@ -183,6 +190,7 @@ class Generation:
                 if not told:
                     log.warning("holding what came back until it can be judged and stored (%s)", error)
                     told = True
+                self._slots.found_database_away()
             if entry is None or entry.path is None:
                 threading.Event().wait(self.AWAY_PAUSE_SECONDS)
             elif self._stopping.wait(self.AWAY_PAUSE_SECONDS):
