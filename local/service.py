@@ -9,7 +9,7 @@ from pathlib import Path
 from local import procfile, web
 from local.data_folder import DataFolder
 from local.embedded_redis import EmbeddedRedis
-from local.supervisor import Command, Failure, Supervisor
+from local.supervisor import Command, Failure, Question, Supervisor
 from shared import settings
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -22,12 +22,19 @@ class House:
     root: Path = CHECKOUT
     migrations: str = "python -m migrations"
     sandbox: str = "python -m sandbox --host 127.0.0.1 --port {port}"
+    #: Asked about the workers; see Question.
+    health: str = "python -m worker.health --silent"
     #: How long its parts may take to answer after their start.
     patience: float = 60.0
 
     def processes(self) -> tuple[Command, ...]:
         """The processes of the Procfile, which are those of production."""
         return procfile.read(self.root / "Procfile")
+
+    def question(self) -> Question:
+        """What the supervisor asks about the workers: one that was stopped can't end itself."""
+        names = {command.name for command in procfile.read(self.root / "Procfile")}
+        return Question(self.health, frozenset(name for name in names if name.startswith("worker-")))
 
 
 class Service:

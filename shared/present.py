@@ -1,6 +1,6 @@
-"""Whether a worker is there: its row was written lately, and does not say that it is stuck."""
+"""Whether a worker is there: its row was written lately. Whether it makes progress its row says too (`trouble`)."""
 
-from sqlalchemy import ColumnElement, and_
+from sqlalchemy import ColumnElement
 
 from shared.database import now
 from shared.tables import workers
@@ -15,8 +15,3 @@ SWEEP = "sweep"
 def was_seen(within_seconds: float = GONE_SECONDS) -> ColumnElement[bool]:
     """Its heartbeat came within this time."""
     return workers.c.seen_at > now(-min(within_seconds, GONE_SECONDS))
-
-
-def is_present(within_seconds: float = GONE_SECONDS) -> ColumnElement[bool]:
-    """It was seen, and makes progress as far as it knows."""
-    return and_(was_seen(within_seconds), workers.c.trouble.is_(None))
