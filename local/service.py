@@ -47,7 +47,7 @@ class Service:
         self.api_key = given.get("DARKROOM_API_KEY") or folder.api_key()
         self.redis = None if given.get("DARKROOM_REDIS_URL") else EmbeddedRedis.within(folder.path)
         # One port for all its lives: workers go on calling it when it is started again.
-        self.sandbox_port = web.free_port() if _needs_sandbox(given) else None
+        self.sandbox_port = web.free_port() if needs_sandbox(given) else None
         # Everything that was given stands, also where it says nothing (`NAME=`): the demo blanks what it must not use.
         self._changes = dict(given) | {
             "DARKROOM_DATA_DIR": str(folder.path),
@@ -127,7 +127,7 @@ class Service:
         return None if status == 200 else f"the sandbox says {status}"
 
 
-def _needs_sandbox(given: Mapping[str, str]) -> bool:
+def needs_sandbox(given: Mapping[str, str]) -> bool:
     """Without a key there is nobody to call; unless somebody runs a sandbox already, and says so."""
     has_own = given.get("DARKROOM_SANDBOX") and given.get("DATAOORTS_URL")
     return not given.get("DATAOORTS_API_KEY") and not has_own

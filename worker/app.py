@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from celery import Celery, signals
 from sqlalchemy import Connection
 
-from shared import catalogue, settings, tickets
+from shared import catalogue, guards, settings, tickets
 from shared.announcements import Announcer, client
 from shared.database import AWAY, Database
 from shared.image_store import open_image_store
@@ -191,14 +191,28 @@ def _prices(wanted: Settings) -> dict[str, int]:
     return {name: round(catalogue.price_usd(name, wanted.prices) * 1_000_000) for name in catalogue.MODELS}
 
 
+def _look_around(worker: Worker, wanted: Settings) -> None:
+    """Wait for the database, then say what is not as it should be; exit if nothing should start so."""
+    place = guards.Place(wanted, worker.database, client(wanted), worker.slots)
+    guards.wait_for_database(place, log.warning, worker.stopping.wait)
+    does = [guards.GENERATE] * bool(worker.generations) + [guards.DELIVER] * (worker.sender is not None)
+    refusals, warnings = guards.at_start(place, *does)
+    for line in warnings:
+        log.warning(line)
+    if refusals:
+        _refuse("\n".join(refusals))
+
+
 @signals.worker_init.connect
 def _start(sender: Any, **_: Any) -> None:
     """Before Celery takes the first ticket. An exception here would only be logged, so what is wrong exits."""
     queues = set(sender.app.amqp.queues.consume_from)
-    worker = Worker(settings.load(), queues, sender.concurrency)
+    wanted = settings.load()
+    worker = Worker(wanted, queues, sender.concurrency)
     if not worker.generations and worker.sender is None:
         known = f"a backend of DARKROOM_BACKENDS, nor is it {tickets.DELIVERIES}"
         _refuse(f"none of the queues {', '.join(sorted(queues))} belongs to {known}")
+    _look_around(worker, wanted)
     sender.app.conf.broker_transport_options |= {"heard": worker.hearing.hear}
     worker.start()
     tasks.register(sender.app, worker.generations, worker.sender)

@@ -17,6 +17,7 @@ import argparse
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import datetime
 from typing import Any
 
@@ -31,9 +32,9 @@ from shared.tables import workers
 DOES = {"worker-webhooks": "deliver", "worker-gpu": "diffusers", "worker-sweep": SWEEP}
 
 
-def rows_of(database: Database) -> list[Row[Any]]:
+def rows_of(url: str) -> list[Row[Any]]:
     """Every worker's row, the latest first, with the database's clock."""
-    with database.read() as connection:
+    with closing(Database(url, connections=1, wait_seconds=5)) as database, database.read() as connection:
         return list(connection.execute(select(workers, now().label("now")).order_by(workers.c.seen_at.desc())))
 
 
@@ -83,8 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--silent", nargs="+", type=int, metavar="PID", help="name those that must be killed")
     options = parser.parse_args(arguments)
     try:
-        database = Database(settings.load().database_url, connections=1, wait_seconds=5)
-        rows = rows_of(database)
+        rows = rows_of(settings.load().database_url)
     except settings.SettingsError as error:
         print(f"settings: {error}".replace("\n", "; "))
         return 1

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 #: What a slot may need to find its next job. The database's own limits (30 s for a connection, 15 s for a statement,
 #: 8 s for a lock) end it before, and who waits for the others' claims sees them end.
-LOOKING_SECONDS = 45.0
+LOOKING_SECONDS = 40.0
 
 
 class Slot:
@@ -55,8 +55,7 @@ class Slots:
         slot = Slot(self)
         with self._lock:
             self.asked += 1
-            self._working.add(slot)
-        self.moved()
+            self._working.add(slot)  # no move: tickets go on coming while all who got one wait in vain
         try:
             yield slot
         finally:

@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, select, tuple_
 
-from shared import deliveries, jobs, receivers, settings, tickets
+from shared import deliveries, guards, jobs, receivers, settings, tickets
 from shared.announcements import Announcer, Listener, client
 from shared.database import AWAY, Database, now
 from shared.image_store import ImageStore, open_image_store
@@ -28,7 +28,7 @@ from shared.tables import KEYS_KEPT_SECONDS, Billed, Outcome, Status, attempts
 from shared.tables import deliveries as sent
 from shared.tables import idempotency_keys as keys
 from shared.tables import jobs as table
-from worker import presence, redis_check
+from worker import presence
 from worker.feed import AT_MOST, Feed, FeedClerk
 from worker.watchdog import Watchdog
 
@@ -281,8 +281,13 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     database = Database(wanted.database_url, connections=2)
-    for complaint in redis_check.complaints(client(wanted)):
-        log.warning("Redis: %s", complaint)
+    place = guards.Place(wanted, database, client(wanted))
+    guards.wait_for_database(place, log.warning, stop.wait)
+    refusals, warnings = ([], []) if stop.is_set() else guards.at_start(place, guards.SWEEP)
+    for line in warnings:
+        log.warning(line)
+    if refusals:
+        sys.exit("\n".join(["darkroom sweep can't start:", *refusals]))
     announcer = Announcer(client(wanted))
     database.after_commit = announcer.tell
     bell = tickets.Bell(tickets.broker(wanted))

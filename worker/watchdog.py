@@ -12,10 +12,10 @@ renewed any more, and that is what `python -m worker.health` looks at.
 import faulthandler
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 
 from worker.slots import Slot, Slots
 
@@ -24,18 +24,23 @@ log = logging.getLogger(__name__)
 #: EX_SOFTWARE of sysexits.h: the fault is ours.
 STUCK = 70
 
+#: Its number: Celery puts something of its own in place of sys.stderr, which writes by `logging`.
+STDERR = 2
+
 TICK_SECONDS = 2.0
 #: Nothing has moved in any slot for so long, and one of them is over its time.
-QUIET_SECONDS = 45.0
+QUIET_SECONDS = 40.0
 #: The heartbeat has not come round for so long. A single statement, with all its waiting, is limited to less.
 BEAT_SECONDS = 60.0
 #: Celery's consumer has heard nothing of Redis for so long. It hears every second, and by itself mends a half-open
 #: connection within 21 s; after an outage it may take 32 s to try again.
 DEAF_SECONDS = 50.0
+#: And for so long, whoever's fault it is: no reason to end, but it counts as not there.
+UNTOLD_SECONDS = 35.0
 #: From which silence on Redis is asked whether it is the one that says nothing.
 ASK_SECONDS = 6.0
 #: Tickets have lain in the queue for so long, and none has come here although a slot is free.
-IGNORED_SECONDS = 45.0
+IGNORED_SECONDS = 40.0
 
 
 class Ages:
@@ -112,7 +117,7 @@ class Watchdog:
         """One look; returns why the process must end, if it must."""
         self._ages.tick()
         stuck = self._heartbeat() or self._stuck_slots() or self._deaf()
-        self.trouble = stuck or self._redis_away()
+        self.trouble = stuck or self._untold()
         return stuck
 
     def _heartbeat(self) -> str | None:
@@ -159,9 +164,9 @@ class Watchdog:
             return f"tickets lie in the queue, a slot is free, and none has come for {ignoring:.0f} s"
         return None
 
-    def _redis_away(self) -> str | None:
-        if self.deaf_seconds is not None and self.deaf_seconds > QUIET_SECONDS:
-            return f"Redis has told this worker nothing for {self.deaf_seconds:.0f} s: tickets don't reach it"
+    def _untold(self) -> str | None:
+        if self.deaf_seconds is not None and self.deaf_seconds > UNTOLD_SECONDS:
+            return f"this worker has heard nothing of Redis for {self.deaf_seconds:.0f} s: no ticket reaches it"
         return None
 
     def _run(self) -> None:
@@ -181,8 +186,9 @@ class Watchdog:
 
     def _bark(self, stuck: str) -> None:
         line = f"WARNING this worker is stuck: {stuck}; it ends with exit code {STUCK}\n"
-        os.write(sys.stderr.fileno(), line.encode())
-        faulthandler.dump_traceback(sys.stderr)
+        with suppress(OSError):
+            os.write(STDERR, line.encode())
+            faulthandler.dump_traceback(STDERR)
 
     def _let_calls_end(self) -> None:
         """Those that are within their time; `stopping` is set, so that nothing more is claimed."""

@@ -151,7 +151,7 @@ def test_a_worker_that_redis_tells_nothing_is_seen_and_lives_on(running: Service
         began = time.monotonic()
         running.submit()
         seen_after(running, began)
-        assert "Redis has told this worker nothing" in health(running, row_of(running))[1]
+        assert "has heard nothing of Redis" in health(running, row_of(running))[1]
         assert health(running, "--silent", running.processes[WORKER].pid) == (0, "")
         proxy.heal()
         assert running.all_ended(1) == {"succeeded": 1}
