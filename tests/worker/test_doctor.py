@@ -1,5 +1,6 @@
 """`python -m worker.doctor`: the guards as a table, in a process of its own."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -21,9 +22,9 @@ def doctor(environ: Mapping[str, str], *arguments: str, before: str = "") -> tup
     """Its exit code, its lines by name, and all that it says."""
     command = f"{before} exec {sys.executable} -m worker.doctor {' '.join(arguments)}"
     done = subprocess.run(["/bin/sh", "-c", command], cwd=ROOT, env=environ, capture_output=True, text=True)
-    assert not done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("ok ", "warning ", "wrong "))]
-    return done.returncode, {line[9:25].strip(): line[:9].strip() for line in lines}, " ".join(done.stdout.split())
+    assert "Traceback" not in done.stderr
+    lines = re.findall(r"^(ok|warning|wrong) +(\S.*?)  ", done.stdout, re.MULTILINE)
+    return done.returncode, {name: level for level, name in lines}, " ".join(done.stdout.split())
 
 
 @pytest.fixture
