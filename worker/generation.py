@@ -184,6 +184,7 @@ class Generation:
         """
         told = False
         while True:
+            self._slots.store()
             try:
                 return step()
             except (*AWAY, Unjudged) as error:

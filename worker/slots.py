@@ -7,9 +7,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: What a slot may need to find its next job. The database's own limits (30 s for a connection, 15 s for a statement,
-#: 8 s for a lock) end it before, and who waits for the others' claims sees them end.
-LOOKING_SECONDS = 40.0
+#: What a slot may need for a step of our own: to find its next job, to store what came. The database's own limits (30 s
+#: for a connection, 15 s for a statement, 8 s for a lock) end it before, and who waits for others sees them end.
+OWN_SECONDS = 40.0
 
 
 class Slot:
@@ -18,7 +18,7 @@ class Slot:
     def __init__(self, slots: "Slots") -> None:
         self._slots = slots
         self.step = 0
-        self.limit_seconds = LOOKING_SECONDS
+        self.limit_seconds = OWN_SECONDS
         self.holds_one = False
 
     def hold(self, limit_seconds: float) -> None:
@@ -28,7 +28,7 @@ class Slot:
     def end(self) -> None:
         """That one is done with, and the slot looks for the next."""
         self._slots.count_done()
-        self._next(LOOKING_SECONDS, holds_one=False)
+        self._next(OWN_SECONDS, holds_one=False)
 
     def _next(self, limit_seconds: float, *, holds_one: bool) -> None:
         self.step, self.limit_seconds, self.holds_one = self.step + 1, limit_seconds, holds_one
@@ -47,6 +47,7 @@ class Slots:
         #: Tickets that came.
         self.asked = 0
         self._working: set[Slot] = set()
+        self._own = threading.local()
         self._lock = threading.Lock()
 
     @contextmanager
@@ -56,12 +57,20 @@ class Slots:
         with self._lock:
             self.asked += 1
             self._working.add(slot)  # no move: tickets go on coming while all who got one wait in vain
+        self._own.slot = slot
         try:
             yield slot
         finally:
             with self._lock:
                 self._working.discard(slot)
+            self._own.slot = None
             self.moved()
+
+    def store(self) -> None:
+        """The slot of this thread, if it is one, begins to do something with what came."""
+        slot: Slot | None = getattr(self._own, "slot", None)
+        if slot is not None:
+            slot.hold(OWN_SECONDS)
 
     def moved(self) -> None:
         """Something goes on."""

@@ -167,6 +167,5 @@ def test_one_of_its_processes_says_at_the_start_what_is_not_as_it_should_be(data
         said = next(line for line in process.stderr if "secret key: " in line)
         assert "looks like one that somebody can guess" in said and "openssl rand -hex 32" in said
         process.terminate()
-        assert not [
-            line for line in process.stderr if "secret key: " in line
-        ]  # the other process leaves it to that one
+        # The other process leaves it to that one.
+        assert not [line for line in process.stderr if "secret key: " in line]

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from tests.service import ROOT
-from worker.slots import LOOKING_SECONDS, Slots
+from worker.slots import OWN_SECONDS, Slots
 from worker.watchdog import BEAT_SECONDS, DEAF_SECONDS, IGNORED_SECONDS, QUIET_SECONDS, STUCK, TICK_SECONDS, Watchdog
 
 
@@ -63,15 +63,24 @@ def test_a_call_may_take_its_time_and_no_longer(watched: Watched) -> None:
 
 def test_slots_that_find_no_next_job_for_too_long_are_stuck(watched: Watched) -> None:
     with watched.slots.work():
-        assert watched.goes_on(LOOKING_SECONDS) is None
+        assert watched.goes_on(OWN_SECONDS) is None
         stuck = watched.goes_on(4)
     assert stuck is not None and "(0 hold a job)" in stuck and watched.watchdog.trouble == stuck
-    assert LOOKING_SECONDS + 4 < 60 and QUIET_SECONDS < 60
+    assert OWN_SECONDS + 4 < 60 and QUIET_SECONDS < 60
+
+
+def test_what_came_is_stored_within_less_than_a_call_may_take(watched: Watched) -> None:
+    with watched.slots.work() as slot:
+        slot.hold(180)
+        assert watched.goes_on(100) is None
+        watched.slots.store()
+        assert watched.goes_on(OWN_SECONDS) is None
+        assert "(1 hold a job)" in str(watched.goes_on(4))
 
 
 def test_tickets_that_go_on_coming_are_no_progress(watched: Watched) -> None:
     with watched.slots.work():
-        assert watched.goes_on(LOOKING_SECONDS - 6) is None
+        assert watched.goes_on(OWN_SECONDS - 6) is None
         with watched.slots.work():
             assert watched.goes_on(10) is not None
 
