@@ -194,7 +194,7 @@ def _one_machine(place: Place) -> Finding:
     if _no_file(place):
         return ok("nobody writes to it")
     other = select(workers.c.name, workers.c.machine).where(
-        workers.c.seen_at > now(-GONE_SECONDS), workers.c.machine.is_not(None), workers.c.machine != machine()
+        workers.c.seen_at > now(-GONE_SECONDS), workers.c.machine != machine()
     )
     with place.database.read() as connection:
         row = connection.execute(other.limit(1)).one_or_none()

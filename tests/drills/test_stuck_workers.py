@@ -126,6 +126,23 @@ def test_a_worker_that_writes_nothing_any_more_is_seen_and_ends(running: Service
     assert "the heartbeat has stood still" in running.log(WORKER)
 
 
+def test_a_worker_whose_slots_are_all_taken_for_long_is_well(running: Service) -> None:
+    """It asks Redis for no ticket meanwhile, and so hears nothing; tickets lie in the queue."""
+    running._lines[WORKER] = running._lines[WORKER].replace("-c 200", "-c 2")
+    start(running)
+    running.sandbox.trouble(delay=75, calls=2)
+    for _ in range(4):
+        running.submit()
+    eventually("both slots are taken", lambda: running.sandbox.calls()["in_flight"] == 2)
+    verdicts = set()
+    while running.sandbox.calls()["in_flight"] == 2:
+        verdicts.add(health(running, row_of(running)))
+    assert {code for code, _ in verdicts} == {0}
+    assert any("2 of 2 slots in use" in said for _, said in verdicts)
+    assert running.all_ended(4) == {"succeeded": 4}
+    assert running.processes[WORKER].poll() is None
+
+
 def test_a_half_open_connection_to_redis_is_replaced_before_anybody_counts_the_worker_out(running: Service) -> None:
     start(running)
     draws(running, 0)

@@ -151,16 +151,18 @@ def test_when_nobody_reads_any_more_everything_stops(tmp_path: Path) -> None:
 
 
 def test_what_stands_still_is_killed_and_started_again_when_it_was_said_twice(tmp_path: Path) -> None:
-    """The question here is answered by a file that the test writes."""
+    """The question here is answered by a file that the test writes, and each answer is noted."""
     folder = write_procfile(tmp_path, stopped=POLITE, other=POLITE)
-    (tmp_path / "answer").touch()
-    with running(KEEP, folder, "--question", f"sh -c 'cat {tmp_path}/answer'") as program:
+    answer, answered = tmp_path / "answer", tmp_path / "answered"
+    answer.touch()
+    with running(KEEP, folder, "--question", f"sh -c 'tee -a {answered} <{answer}'") as program:
         program.until("up$")
         program.until("up$")
-        [stopped] = [child for child in program.family() if "echo bye" in " ".join(child.cmdline())][:1]
+        stopped = next(child for child in program.family() if "echo bye" in " ".join(child.cmdline()))
         stopped.suspend()
-        (tmp_path / "answer").write_text(f"{stopped.pid} not seen for 99 s\nnonsense\n")
+        answer.write_text(f"{stopped.pid} not seen for 99 s\nnonsense\n")
         program.until(r"(stopped|other) stands still: killing it \(not seen for 99 s\)")
+        assert answered.read_text().count("nonsense") >= 2
         program.until(r"(stopped|other) ended \(SIGKILL\)")
         program.until("up$")
         assert not lives(stopped)

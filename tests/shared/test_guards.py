@@ -165,7 +165,7 @@ def test_where_all_is_well_nothing_is_said(provocation: Provocation) -> None:
     assert len(found) == len(guards.GUARDS) and all(finding.says for _, finding in found)
 
 
-@pytest.mark.parametrize(("name", "done"), DONE, ids=" - ".join)
+@pytest.mark.parametrize(("name", "done"), DONE, ids=str)
 def test_what_is_provoked_is_found_and_says_what_the_page_says(provocation: Provocation, name: str, done: str) -> None:
     if "tmpfs" in done and file_systems.kind(MEMORY) != "tmpfs":
         pytest.skip(f"{MEMORY} is no tmpfs here")
