@@ -1,6 +1,7 @@
 """The API's wiring: settings, what the routes work with, the routes."""
 
 import sys
+from collections.abc import Callable
 from functools import partial
 
 from flask_openapi3.models.info import Info
@@ -32,7 +33,7 @@ from api.services import Services
 from api.submission import submission_body
 from api.waiting import Waiting, standing
 from api.webhook_shapes import BODIES
-from shared import progress
+from shared import guards, progress
 from shared.announcements import Announcer, Listener, client
 from shared.catalogue import MODELS
 from shared.database import Database
@@ -95,6 +96,13 @@ def open_services(settings: Settings) -> Services:
     )
 
 
+def look_around(services: Services, say: Callable[[str], object]) -> None:
+    """Say what the guards find. The API starts all the same: what keeps it from its work stands at /readyz."""
+    refusals, warnings = guards.at_start(guards.Place(services.settings, services.database, services.redis), guards.API)
+    for line in (*refusals, *warnings):
+        say(line)
+
+
 def build(services: Services) -> OpenAPI:
     """The routes, and what stands before each of them: an id for the request, the key, strictness."""
     app = OpenAPI(
@@ -112,6 +120,7 @@ def build(services: Services) -> OpenAPI:
     for resource in (jobs, job_list, attempts, events, images, *webhooks, queue, models, health, dataoorts):
         openapi.register(app, resource.routes(services))
     app.extensions["darkroom.waiting"] = services.waiting  # for gunicorn.conf.py: waits end when the process stops
+    app.extensions["darkroom.look_around"] = partial(look_around, services)
     backends = services.settings.backends
     openapi.install(app, submission_body(MODELS, backends), call_body(MODELS, backends), *BODIES)
     return app

@@ -9,7 +9,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select
 
 from api.job_object import FARTHEST_POSITION
-from shared.database import Database, now
+from shared.database import Database
+from shared.present import was_seen
 from shared.standing import TERMINAL
 from shared.tables import Status, workers
 
@@ -19,17 +20,34 @@ SOONEST, LATEST = 1, 60
 
 @dataclass(frozen=True)
 class Present:
-    """The workers of a backend that are there: their slots, and what a picture takes them (None: not known yet)."""
+    """The workers of a backend that are there and not stuck, and what a picture takes them (None: not known yet).
+
+    `stuck`: those that are there beside them and make no progress, as their rows say.
+    """
 
     slots: int
     seconds: float | None
+    workers: int = 0
+    in_hand: int = 0
+    stuck: int = 0
 
 
 def present(connection: Connection, backend: str, lease_seconds: float) -> Present:
-    """A worker whose heartbeat was not seen for a lease, four beats, does not count as being there."""
-    query = select(func.sum(workers.c.slots), func.avg(workers.c.seconds))
-    row = connection.execute(query.where(workers.c.backend == backend, workers.c.seen_at > now(-lease_seconds))).one()
-    return Present(int(row[0] or 0), None if row[1] is None else float(row[1]))
+    """A worker whose heartbeat was not seen for a lease, four beats, does not count as being there.
+
+    `backend`: or what else workers do, as their rows say it.
+    """
+    well = workers.c.trouble.is_(None)
+    query = select(
+        func.sum(workers.c.slots).filter(well),
+        func.avg(workers.c.seconds).filter(well),
+        func.count().filter(well),
+        func.sum(workers.c.in_hand),
+        func.count().filter(~well),
+    )
+    row = connection.execute(query.where(workers.c.backend == backend, was_seen(lease_seconds))).one()
+    seconds = None if row[1] is None else float(row[1])
+    return Present(int(row[0] or 0), seconds, int(row[2]), int(row[3] or 0), int(row[4]))
 
 
 class Forecast:

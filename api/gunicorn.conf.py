@@ -1,7 +1,9 @@
 # ruff: noqa: N999  gunicorn's name for it
 """How the API is served: `gunicorn -c api/gunicorn.conf.py "api.app:create_app()" --bind ...`."""
 
+import logging
 import signal
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,7 +31,15 @@ max_requests = 0
 
 
 def post_worker_init(worker: Any) -> None:
-    """Let SIGTERM end the waits and the streams, which would otherwise use up the grace."""
+    """The first process says what is not as it should be; nobody waits for that."""
+    if worker.age == 1:
+        look_around = worker.wsgi.extensions["darkroom.look_around"]
+        threading.Thread(target=look_around, args=(logging.getLogger("gunicorn.error").warning,), daemon=True).start()
+    _end_waits_at_sigterm(worker)
+
+
+def _end_waits_at_sigterm(worker: Any) -> None:
+    """Waits and streams would otherwise use up the grace."""
     waiting = worker.wsgi.extensions["darkroom.waiting"]
     stop: Any = signal.getsignal(signal.SIGTERM)
 

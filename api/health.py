@@ -13,6 +13,8 @@ from api.openapi import answers
 from api.schemas import Check, Checks, Health, NoQuery, Readiness
 from api.services import Services
 from shared.database import AWAY
+from shared.present import SWEEP
+from shared.tickets import DELIVERIES
 
 
 def routes(services: Services) -> APIBlueprint:
@@ -33,7 +35,7 @@ def routes(services: Services) -> APIBlueprint:
         operation_id="readyz",
         summary="Can it do its work?",
         description="503 unless the database answers and is migrated. Without Redis, or without a worker of each "
-        "backend, jobs are taken and wait.",
+        "backend, jobs are taken and wait; one that makes no progress counts as not there.",
         responses=answers({200: Readiness, 503: Readiness}, refusals=(422,)),
     )
     def readyz(query: NoQuery) -> Response:
@@ -47,14 +49,26 @@ def routes(services: Services) -> APIBlueprint:
 
 
 def _ask_database(services: Services, newest: str) -> Checks:
-    checks = Checks(database="failed", migrations="failed", redis="degraded", workers="degraded")
+    checks = Checks(
+        database="failed",
+        migrations="failed",
+        redis="degraded",
+        workers="degraded",
+        senders="degraded",
+        sweep="degraded",
+    )
     with suppress(*AWAY), services.database.read() as connection:
         checks.database = "ok"
         if migrations.current(connection) == newest:
             checks.migrations = "ok"
-            settings = services.settings
-            if all(present(connection, backend, settings.lease_seconds).slots for backend in settings.backends):
-                checks.workers = "ok"
+
+            def are_there(*works: str) -> Check:
+                seconds = services.settings.lease_seconds
+                return "ok" if all(present(connection, work, seconds).workers for work in works) else "degraded"
+
+            checks.workers = are_there(*services.settings.backends)
+            checks.senders = are_there(DELIVERIES)
+            checks.sweep = are_there(SWEEP)
     return checks
 
 

@@ -40,10 +40,14 @@ def _queue(connection: Connection, backend: str, lease_seconds: float) -> Queue:
     # By queue_until, which has an index and stands a fixed time after the submission.
     first = select(jobs.c.created_at, now().label("now")).where(jobs.c.backend == backend, is_status(Status.queued))
     oldest = connection.execute(first.order_by(jobs.c.queue_until).limit(1)).one_or_none()
+    there = present(connection, backend, lease_seconds)
     return Queue(
         backend=backend,
         queued=count(Status.queued),
         running=count(Status.running),
-        slots=present(connection, backend, lease_seconds).slots,
+        slots=there.slots,
+        workers=there.workers,
+        in_hand=there.in_hand,
+        stuck=there.stuck,
         oldest_queued_seconds=None if oldest is None else max((oldest.now - oldest.created_at).total_seconds(), 0.0),
     )

@@ -190,6 +190,11 @@ class Queue(BaseModel):
     queued: int
     running: int
     slots: int = Field(description="how many jobs its workers can have in hand at once; 0: no worker is there")
+    workers: int = Field(description="how many workers are there and make progress")
+    in_hand: int = Field(description="how many of their slots hold a job, as they said in the last seconds")
+    stuck: int = Field(
+        description="how many workers are there and make no progress: they are about to be started again"
+    )
     oldest_queued_seconds: float | None
 
 
@@ -265,7 +270,9 @@ class Checks(BaseModel):
     database: Check
     migrations: Check
     redis: Check
-    workers: Check
+    workers: Check = Field(description="one that makes progress is there for each backend")
+    senders: Check = Field(description="one of those that send webhooks is there")
+    sweep: Check = Field(description="what a crash or a lost message leaves behind is being looked for")
 
 
 class Readiness(BaseModel):

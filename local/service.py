@@ -9,7 +9,7 @@ from pathlib import Path
 from local import procfile, web
 from local.data_folder import DataFolder
 from local.embedded_redis import EmbeddedRedis
-from local.supervisor import Command, Failure, Supervisor
+from local.supervisor import Command, Failure, Question, Supervisor
 from shared import settings
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -22,6 +22,8 @@ class House:
     root: Path = CHECKOUT
     migrations: str = "python -m migrations"
     sandbox: str = "python -m sandbox --host 127.0.0.1 --port {port}"
+    #: Asked about the workers; see Question.
+    health: str = "python -m worker.health --silent"
     #: How long its parts may take to answer after their start.
     patience: float = 60.0
     #: How much longer that of a local model may take: gigabytes are read, at the first use perhaps fetched.
@@ -30,6 +32,11 @@ class House:
     def processes(self, backends: Collection[str]) -> tuple[Command, ...]:
         """The processes of the Procfile, which are those of production, but for workers of backends not in use."""
         return procfile.read(self.root / "Procfile", backends)
+
+    def question(self) -> Question:
+        """What the supervisor asks about the workers: one that was stopped can't end itself."""
+        names = {command.name for command in procfile.read(self.root / "Procfile")}
+        return Question(self.health, frozenset(name for name in names if name.startswith("worker-")))
 
 
 class Service:
@@ -42,7 +49,7 @@ class Service:
         self.api_key = given.get("DARKROOM_API_KEY") or folder.api_key()
         self.redis = None if given.get("DARKROOM_REDIS_URL") else EmbeddedRedis.within(folder.path)
         # One port for all its lives: workers go on calling it when it is started again.
-        self.sandbox_port = web.free_port() if _needs_sandbox(given) else None
+        self.sandbox_port = web.free_port() if needs_sandbox(given) else None
         # Everything that was given stands, also where it says nothing (`NAME=`): the demo blanks what it must not use.
         self._changes = dict(given) | {
             "DARKROOM_DATA_DIR": str(folder.path),
@@ -123,7 +130,7 @@ class Service:
         return None if status == 200 else f"the sandbox says {status}"
 
 
-def _needs_sandbox(given: Mapping[str, str]) -> bool:
+def needs_sandbox(given: Mapping[str, str]) -> bool:
     """Without a key there is nobody to call; unless nobody is to be called, or a sandbox runs already."""
     backends = given.get("DARKROOM_BACKENDS") or "dataoorts"
     has_own = "dataoorts" not in backends or (given.get("DARKROOM_SANDBOX") and given.get("DATAOORTS_URL"))

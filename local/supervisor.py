@@ -35,6 +35,19 @@ class Command:
 
 
 @dataclass(frozen=True)
+class Question:
+    """A command that is asked now and then about processes, whose ids stand behind it.
+
+    It says a line `ID why` for each that stands still and can't end itself. Said twice in a row, it is killed.
+    """
+
+    line: str
+    about: frozenset[str]  # names of commands
+    every: float = 15.0
+    patience: float = 30.0
+
+
+@dataclass(frozen=True)
 class Pauses:
     """How long to wait before a process is started again: twice as long each time, until one lived long enough."""
 
@@ -56,6 +69,8 @@ class Kept:
         #: How often in a row it ended after a short life, without being asked to; and how it ended last.
         self.deaths = 0
         self.last_end = ""
+        #: Of its process, while there is one.
+        self.pid: int | None = None
         self.task: asyncio.Task[None] | None = None
 
 
@@ -75,12 +90,14 @@ class Supervisor:
         remove: Sequence[Path] = (),
         locks: Sequence[int] = (),
         pauses: Pauses | None = None,
+        question: Question | None = None,
     ) -> None:
         self._folder = folder
         self._environ = dict(environ)
         self._remove = remove
         self._locks = locks
         self._pauses = pauses or Pauses()
+        self._question = question
         self._stages: list[list[Kept]] = []
         self._groups: set[int] = set()
         self._stop = asyncio.Event()
@@ -99,6 +116,7 @@ class Supervisor:
             loop.add_signal_handler(number, self._signalled, number)
         self._guard = await Guard.start((), self._remove, self._locks)
         guarding = asyncio.create_task(self._keep_guard())
+        asking = asyncio.create_task(self._ask_again_and_again(self._question)) if self._question else None
         working = asyncio.create_task(work())
         stopping = asyncio.create_task(self._stop.wait())
         try:
@@ -110,6 +128,8 @@ class Supervisor:
                 await working
         finally:
             stopping.cancel()
+            if asking is not None:
+                asking.cancel()
             await self._stop_all()
             guarding.cancel()
             await self._guard.finish()
@@ -172,6 +192,43 @@ class Supervisor:
             os.close(self._guard.pipe)
             self._guard = await Guard.start(sorted(self._groups), self._remove, self._locks)
 
+    async def _ask_again_and_again(self, question: Question) -> None:
+        suspects: set[int] = set()
+        while True:
+            await asyncio.sleep(question.every)
+            asked = {
+                kept.pid: kept
+                for kept in (kept for stage in self._stages for kept in stage)
+                if kept.command.name in question.about and kept.pid is not None and not kept.leaving.is_set()
+            }
+            silent = await self._ask(question, list(asked)) if asked else {}
+            for pid in suspects & silent.keys() & asked.keys():
+                if asked[pid].pid == pid:  # it may have ended meanwhile
+                    self.say(f"{asked[pid].command.name} stands still: killing it ({silent[pid]})")
+                    _signal_group(pid, signal.SIGKILL)
+            suspects = set(silent)
+
+    async def _ask(self, question: Question, pids: Sequence[int]) -> dict[int, str]:
+        """What is said of each; nothing where nobody can tell."""
+        words = f"exec {question.line} {' '.join(map(str, pids))}"
+        try:
+            process = await asyncio.create_subprocess_exec(
+                "/bin/sh", "-c", words,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                cwd=self._folder, env=self._environ,
+            )  # fmt: skip
+        except OSError:
+            return {}
+        try:
+            said, _ = await asyncio.wait_for(process.communicate(), question.patience)
+        except TimeoutError:
+            return {}
+        finally:
+            if process.returncode is None:
+                process.kill()
+        lines = (line.partition(" ") for line in said.decode(errors="replace").splitlines())
+        return {int(pid): why for pid, _, why in lines if pid.isdigit()}
+
     async def _keep(self, kept: Kept) -> None:
         pause = self._pauses.first
         loop = asyncio.get_running_loop()
@@ -204,12 +261,14 @@ class Supervisor:
         finally:
             os.close(write_end)
         self._groups.add(process.pid)
+        kept.pid = process.pid
         self._guard.tell(f"+{process.pid}\n")  # it does so itself, but perhaps to a guard that has just died
         exited = asyncio.create_task(process.wait())
         leaving = asyncio.create_task(kept.leaving.wait())
         try:
             await asyncio.wait({exited, leaving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            kept.pid = None
             leaving.cancel()
             if not exited.done():
                 await self._end(kept.command, process, exited)

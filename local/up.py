@@ -17,7 +17,9 @@ from shared import settings
 async def up(house: House, folder: DataFolder, port: int) -> int:
     """Run the service until a signal comes; the exit code."""
     service = Service(house, folder, port, settings.given())
-    supervisor = Supervisor(house.root, service.environ(), show, remove=service.scratch, locks=[folder.lock])
+    supervisor = Supervisor(
+        house.root, service.environ(), show, remove=service.scratch, locks=[folder.lock], question=house.question()
+    )
 
     async def serve() -> int:
         for line in how_it_draws(service):

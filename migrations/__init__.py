@@ -27,6 +27,11 @@ def newest() -> str:
     return head
 
 
+def knows(revision: str) -> bool:
+    """Whether this code has a migration of that name: if not, newer code made it."""
+    return any(script.revision == revision for script in ScriptDirectory(str(_FOLDER)).walk_revisions())
+
+
 def upgrade(database: Database) -> None:
     """Bring the database to the newest revision, all in one transaction: it succeeds whole or changes nothing."""
     with database.write() as tx:

@@ -307,14 +307,21 @@ idempotency_keys = Table(
     Index("ix_idempotency_keys_created_at", "created_at"),
 )
 
+#: A row for each process that works, and for each kind of work that it does, written with every heartbeat.
 workers = Table(
     "workers",
     metadata,
-    Column("name", String(100), primary_key=True),
-    Column("backend", String(20), primary_key=True),
+    Column("name", String(100), primary_key=True),  # its host's name and its process id
+    Column("backend", String(20), primary_key=True),  # or `deliver`, or `sweep`
     Column("slots", Integer, nullable=False),
     Column("seconds", Float),  # what its latest attempts took on average; null before the first
-    Column("seen_at", UtcTime, nullable=False),  # the latest heartbeat
+    Column("seen_at", UtcTime, nullable=False),  # the latest heartbeat; of the sweep, its latest round
+    Column("machine", String(64)),  # see shared/machine.py; null: written by an older version, as all below
+    Column("in_hand", Integer, nullable=False, server_default="0"),  # slots that hold a job or a delivery
+    Column("done", BigInteger, nullable=False, server_default="0"),  # what it has ended since its start
+    Column("progressed_at", UtcTime),  # when anything in its slots moved last, or they were seen with nothing to do
+    Column("heard_at", UtcTime),  # when Celery's consumer last heard of Redis; null: it has none
+    Column("trouble", String(300)),  # why it counts as stuck, in its own words; null: it does not
 )
 
 images = Table(

@@ -7,8 +7,10 @@ or be away at any moment. So ringing never waits for Redis in a request, and nev
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
+import redis
 from celery import Celery
 from kombu import Queue
 
@@ -93,6 +95,14 @@ def put(app: Celery, work: str, *, at_most: int, up_to: int = ENOUGH) -> int:
         for _ in range(missing):
             app.send_task(task, arguments, queue=queue, producer=producer, retry=False, ignore_result=True)
         return at_most - missing
+
+
+def waiting(client: redis.Redis, queues: Iterable[str]) -> int | None:
+    """How many tickets lie in these queues; None if Redis does not answer."""
+    try:
+        return sum(int(client.llen(queue)) for queue in queues)
+    except (redis.RedisError, OSError):
+        return None
 
 
 class Bell(Courier):

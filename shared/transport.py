@@ -5,10 +5,12 @@ the books are writes: a Redis without room refuses them, which ends Celery's wor
 and they took a quarter of a busy worker's Python time.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import kombu.transport
 from kombu.transport import redis
+from kombu.transport.virtual import Empty
 
 
 class QoS(redis.QoS):
@@ -25,10 +27,38 @@ class QoS(redis.QoS):
 
 class Channel(redis.Channel):
     QoS = QoS
+    from_transport_options = (*redis.Channel.from_transport_options, "heard")
+    #: Called when Redis answered a wait for tickets, which it does every second.
+    heard: Callable[[], None] | None = None
+
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            delivered = super()._brpop_read(**options)  # type: ignore[misc]  # the stubs leave it out
+        except Empty:
+            self.hear()
+            raise
+        self.hear()
+        return delivered
+
+    def hear(self) -> None:
+        if self.heard is not None:
+            self.heard()
 
 
 class Transport(redis.Transport):
     Channel = Channel
+    #: How often a consumer that has no room for a ticket, and so asks Redis for none, shows that it goes on.
+    ROUND_SECONDS = 2.0
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        super().register_with_event_loop(connection, loop)
+        loop.call_repeatedly(self.ROUND_SECONDS, self._show_full_channels)
+
+    def _show_full_channels(self) -> None:
+        channels: list[Any] = list(self.channels or ())
+        for channel in channels:
+            if channel.active_queues and not channel.qos.can_consume():
+                channel.hear()
 
 
 def install() -> None:

@@ -10,8 +10,6 @@ thread that owns the card, and the model is loaded here, before Celery says that
 """
 
 import logging
-import os
-import socket
 import sys
 import threading
 from contextlib import suppress
@@ -22,7 +20,7 @@ from typing import Any, NoReturn
 from celery import Celery, signals
 from sqlalchemy import Connection
 
-from shared import catalogue, settings, tickets
+from shared import catalogue, guards, settings, tickets
 from shared.announcements import Announcer, Listener, client
 from shared.database import AWAY, Database
 from shared.image_store import open_image_store
@@ -37,9 +35,12 @@ from worker.closing import Closing
 from worker.generation import Generation
 from worker.leases import Leases
 from worker.posting import Poster
+from worker.presence import Progress
 from worker.recovery import Recovery
 from worker.sender import Sender
+from worker.slots import Slots
 from worker.spool import Spool
+from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +59,24 @@ def _configure(sender: Celery, **_: Any) -> None:
         _refuse(error)
 
 
+class Hearing:
+    """How often Celery's consumer heard of Redis."""
+
+    heard = 0
+
+    def hear(self) -> None:
+        self.heard += 1
+
+
 class Worker:
     """What this process works with, made once, before it takes its first ticket."""
 
     def __init__(self, wanted: Settings, queues: set[str], slots: int) -> None:
-        self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self.name = presence.own_name()
         self.slots = slots
         self.stopping = threading.Event()
+        self.slots_at_work = Slots(slots)
+        self.hearing = Hearing()
         self.database = Database(wanted.database_url, connections=10, wait_seconds=30)
         self.announcer = Announcer(client(wanted))
         self.database.after_commit = self.announcer.tell
@@ -96,6 +108,7 @@ class Worker:
                 may_claim=partial(self._may_claim, self.recoveries[backend.name]),
                 more=partial(self.bell.ring, backend.name),
                 tell=self.progress.tell,
+                slots=self.slots_at_work,
             )
             for backend in self.backends
         }
@@ -103,6 +116,13 @@ class Worker:
         stops = any(backend.capabilities.cancel for backend in self.backends)
         self.listener = Listener(client(wanted), self.leases.look_again) if stops else None
         self.sender = self._sender(wanted) if tickets.queue_of(tickets.DELIVERIES) in queues else None
+        self.watchdog = Watchdog(
+            turns=lambda: self.leases.turns,
+            stopping=self.stopping,
+            slots=self.slots_at_work,
+            heard=lambda: self.hearing.heard,
+            tickets=partial(tickets.waiting, client(wanted), sorted(queues)),
+        )
 
     def _sender(self, wanted: Settings) -> Sender:
         if wanted.public_url is None:
@@ -117,6 +137,7 @@ class Worker:
             secret_key=wanted.secret_key,
             stopping=self.stopping,
             more=partial(self.bell.ring, tickets.DELIVERIES),
+            watched=self.slots_at_work,
         )
 
     def _may_claim(self, recovery: Recovery) -> bool:
@@ -133,15 +154,23 @@ class Worker:
             self.listener.start()
         for recovery in self.recoveries.values():
             recovery.start()
+        self.watchdog.start()
 
     def _present(self, tx: Connection) -> None:
+        working, watchdog = self.slots_at_work, self.watchdog
+        progress = Progress(
+            working.in_hand(), working.done, watchdog.quiet_seconds, watchdog.deaf_seconds, watchdog.trouble
+        )
         for generation in self.generations.values():
-            presence.show(tx, self.name, generation.backend_name, self.slots, generation.mean_seconds)
+            presence.show(tx, self.name, generation.backend_name, self.slots, generation.mean_seconds, progress)
+        if self.sender is not None:
+            presence.show(tx, self.name, tickets.DELIVERIES, self.slots, None, progress)
 
     def close(self) -> None:
         self.stopping.set()
         if self.listener is not None:
             self.listener.close()
+        self.watchdog.close()
         for recovery in self.recoveries.values():
             recovery.close()
         for spool in self.spools.values():
@@ -197,14 +226,29 @@ def _prices(backend: str, wanted: Settings) -> dict[str, int]:
     return {name: round(catalogue.price_usd(name, wanted.prices) * 1_000_000) for name in catalogue.MODELS}
 
 
+def _look_around(worker: Worker, wanted: Settings) -> None:
+    """Wait for the database, then say what is not as it should be; exit if nothing should start so."""
+    place = guards.Place(wanted, worker.database, client(wanted), worker.slots)
+    guards.wait_for_database(place, log.warning, worker.stopping.wait)
+    does = [guards.GENERATE] * bool(worker.generations) + [guards.DELIVER] * (worker.sender is not None)
+    refusals, warnings = guards.at_start(place, *does)
+    for line in warnings:
+        log.warning(line)
+    if refusals:
+        _refuse("\n".join(refusals))
+
+
 @signals.worker_init.connect
 def _start(sender: Any, **_: Any) -> None:
     """Before Celery takes the first ticket. An exception here would only be logged, so what is wrong exits."""
     queues = set(sender.app.amqp.queues.consume_from)
-    worker = Worker(settings.load(), queues, sender.concurrency)
+    wanted = settings.load()
+    worker = Worker(wanted, queues, sender.concurrency)
     if not worker.generations and worker.sender is None:
         known = f"a backend of DARKROOM_BACKENDS, nor is it {tickets.DELIVERIES}"
         _refuse(f"none of the queues {', '.join(sorted(queues))} belongs to {known}")
+    _look_around(worker, wanted)
+    sender.app.conf.broker_transport_options |= {"heard": worker.hearing.hear}
     worker.start()
     tasks.register(sender.app, worker.generations, worker.sender)
     # Celery keeps weak references to receivers: these live as long as the worker does.

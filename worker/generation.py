@@ -22,6 +22,7 @@ from worker.backends.base import Backend, Failure, Kind, Picture, Request, Unjud
 from worker.claims import Claims
 from worker.closing import Closing
 from worker.leases import Leases
+from worker.slots import Slots
 from worker.spool import Entry, Spool
 
 log = logging.getLogger(__name__)
@@ -58,11 +59,13 @@ class Generation:
         may_claim: Callable[[], bool] = lambda: True,
         more: Callable[[int], None] = lambda jobs: None,
         tell: Callable[[str, Report], None] = lambda job_id, report: None,
+        slots: Slots | None = None,
     ) -> None:
         """`prices`: millionths of a dollar an image, by model. `stopping`: set once the process was asked to stop.
 
         `spool`: where pictures are safe as soon as they are received; None: nowhere. `may_claim`: asked before a claim.
         `more`: called with how many jobs were claimed when there may be more. `tell`: how far a job is.
+        `slots`: what is told of each step.
         """
         self._database = database
         self._closing = Closing(database, images)
@@ -77,12 +80,16 @@ class Generation:
         self._stopping = stopping
         self._keep = spool.keep if spool is not None else Entry
         self._may_claim = may_claim
+        self._slots = slots or Slots(1)
         self._seconds: deque[float] = deque(maxlen=50)
 
     def work(self) -> None:
         """Claim and work until no job is left, or until asked to stop."""
-        while not self._stopping.is_set() and self._may_claim() and (claim := self._claims.next()):
-            self.run_attempt(claim)
+        with self._slots.work() as slot:
+            while not self._stopping.is_set() and self._may_claim() and (claim := self._claims.next()):
+                slot.hold(self._backend.attempt_seconds)
+                self.run_attempt(claim)
+                slot.end()
 
     def _take(self, limit: int) -> list[Claim]:
         compatible = self._backend.compatible(list(self._in_hand.values()))
@@ -197,12 +204,14 @@ class Generation:
         """
         told = False
         while True:
+            self._slots.store()
             try:
                 return step()
             except (*AWAY, Unjudged) as error:
                 if not told:
                     log.warning("holding what came back until it can be judged and stored (%s)", error)
                     told = True
+                self._slots.found_database_away()
             if entry is None or entry.path is None:
                 threading.Event().wait(self.AWAY_PAUSE_SECONDS)
             elif self._stopping.wait(self.AWAY_PAUSE_SECONDS):

@@ -29,6 +29,8 @@ class Leases:
     #: some writes and refuses others: a rescue may pass where a renewal does not. So the job of a picture that waits to
     #: be stored (Generation tries every second) may be in the queue again, and would be paid again.
     STEADY_SECONDS = 3.0
+    #: However long a lease is, so often a worker shows that it is there.
+    LONGEST_BEAT_SECONDS = 5.0
     #: Pairs in one statement; SQLite takes 32,766 parameters at most.
     CHUNK = 500
 
@@ -45,6 +47,8 @@ class Leases:
         self._closed = threading.Event()
         self._hurry = threading.Event()
         self._steady_at = 0.0
+        #: How often the heartbeat came round, well or not.
+        self.turns = 0
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -99,12 +103,13 @@ class Leases:
                 self._lost.update(self._held.intersection(set(chunk) - ours))
 
     def _run(self) -> None:
-        pause, beat = 0.0, self._lease_seconds / 4
+        pause, beat = 0.0, min(self._lease_seconds / 4, self.LONGEST_BEAT_SECONDS)
         while True:
             self._hurry.wait(pause)
             self._hurry.clear()
             if self._closed.is_set():
                 return
+            self.turns += 1
             try:
                 self.renew()
                 pause = beat

@@ -19,6 +19,7 @@ from shared.webhook_secrets import Unreadable, Vault
 from worker import webhooks
 from worker.claims import Claims
 from worker.posting import NotDelivered, Poster
+from worker.slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ class Sender:
 
     #: Between two tries to write down an end while the database is away.
     AWAY_PAUSE_SECONDS = 1.0
+    #: A try takes 15 s, and what is read and written around it less than this.
+    MOST_SECONDS = 45.0
 
     def __init__(
         self,
@@ -51,9 +54,13 @@ class Sender:
         secret_key: str,
         stopping: threading.Event,
         more: Callable[[int], None] = lambda count: None,
+        watched: Slots | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`base_url`: where receivers reach this service. `stopping`: set once the process was asked to stop."""
+        """`base_url`: where receivers reach this service. `stopping`: set once the process was asked to stop.
+
+        `watched`: what is told of each step.
+        """
         self._database = database
         self._poster = poster
         self._vault = vault
@@ -66,15 +73,19 @@ class Sender:
         self._probes = 0
         self._lock = threading.Lock()
         self._claims = Claims(self._take, more)
+        self._watched = watched or Slots(slots)
 
     def work(self) -> None:
         """Claim and send until nothing is due, or until asked to stop."""
-        while not self._stopping.is_set() and (claim := self._claims.next()):
-            try:
-                self.send(claim)
-            finally:
-                with self._lock:
-                    self._probes -= claim.probe
+        with self._watched.work() as slot:
+            while not self._stopping.is_set() and (claim := self._claims.next()):
+                slot.hold(self.MOST_SECONDS)
+                try:
+                    self.send(claim)
+                finally:
+                    with self._lock:
+                        self._probes -= claim.probe
+                slot.end()
 
     def close(self) -> None:
         self._poster.close()
@@ -144,6 +155,7 @@ class Sender:
                         endpoints.drop_more(tx, claim.endpoint_id)
             except AWAY as error:
                 log.warning("%s: its end waits for the database (%s)", claim.delivery_id, type(error).__name__)
+                self._watched.found_database_away()
                 if self._stopping.wait(self.AWAY_PAUSE_SECONDS):
                     return  # sent again, with the same id, by whoever comes next
             else:

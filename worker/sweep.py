@@ -5,28 +5,32 @@ harm: each repair is one of the guarded moves of shared/jobs.py, one job a trans
 """
 
 import logging
+import math
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, delete, func, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, select, tuple_
 
-from shared import deliveries, jobs, receivers, settings, tickets
+from shared import deliveries, guards, jobs, receivers, settings, tickets
 from shared.announcements import Announcer, Listener, client
 from shared.database import AWAY, Database, now
 from shared.image_store import ImageStore, open_image_store
+from shared.present import SWEEP
 from shared.receivers import SENDING
 from shared.standing import ATTEMPT_RUNS, CLAIMABLE, NEVER_TRIED, TERMINAL, is_status
 from shared.tables import KEYS_KEPT_SECONDS, Billed, Outcome, Status, attempts
 from shared.tables import deliveries as sent
 from shared.tables import idempotency_keys as keys
 from shared.tables import jobs as table
-from worker import presence, redis_check
+from worker import presence
 from worker.feed import AT_MOST, Feed, FeedClerk
+from worker.watchdog import Watchdog
 
 log = logging.getLogger("worker.sweep")
 
@@ -50,6 +54,8 @@ class Sweep:
     RESCUE_PAUSE_SECONDS = 5.0
     #: How long after its hard deadline an attempt that nobody closed counts as abandoned.
     ABANDONED_SECONDS = 60.0
+    #: How often the sweep writes its own row.
+    SHOWN_SECONDS = 2.0
 
     def __init__(
         self,
@@ -61,7 +67,9 @@ class Sweep:
         *,
         max_crashes: int,
         clock: Callable[[], float] = time.monotonic,
+        present: Callable[[Connection], None] | None = None,
     ) -> None:
+        """`present`: writes that the sweep is there; `turns` says how often it went on."""
         self._database = database
         self._images = images
         self._bell = bell
@@ -69,6 +77,9 @@ class Sweep:
         self._max_crashes = max_crashes
         self._clock = clock
         self._feed = feed
+        self._present = present
+        self._shown_at = -math.inf
+        self.turns = 0
         self._lapsed: dict[Lapsed, float] = {}
         self._lapsed_sending: dict[Lapsed, float] = {}
         self._walked_to = ("", 0)
@@ -92,6 +103,7 @@ class Sweep:
         return any(more)
 
     def _run(self, repair: Callable[[], bool]) -> bool:
+        self._go_on()
         try:
             return repair()
         except AWAY as error:
@@ -100,6 +112,18 @@ class Sweep:
             # One repair that fails must not keep the others from being made.
             log.exception("%s failed", repair.__name__)
         return False
+
+    def _go_on(self) -> None:
+        """Between two repairs, and between two jobs of one: a round may take long, and the sweep is there meanwhile."""
+        self.turns += 1
+        if self._present is None or self._clock() - self._shown_at < self.SHOWN_SECONDS:
+            return
+        self._shown_at = self._clock()
+        try:
+            with self._database.write() as tx:
+                self._present(tx)
+        except AWAY as error:
+            log.warning("the sweep can't show itself, the database is away (%s)", type(error).__name__)
 
     def rescue_lapsed(self) -> bool:
         """Jobs whose worker stopped renewing: their picture if one was stored, else back into the queue."""
@@ -123,6 +147,7 @@ class Sweep:
             key = (row.id, row.fence, row.lease_until)
             seen[key] = before.get(key, moment)
             if moment - seen[key] >= self.RESCUE_PAUSE_SECONDS:
+                self._go_on()
                 rescue(row)
         return seen
 
@@ -156,6 +181,7 @@ class Sweep:
         with self._database.read() as connection:
             ids = connection.scalars(queued_and_due(due, *conditions).limit(self.LIMIT)).all()
         for job_id in ids:
+            self._go_on()
             with self._database.write() as tx:
                 repair(tx, job_id)
         return len(ids) == self.LIMIT
@@ -255,21 +281,40 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     database = Database(wanted.database_url, connections=2)
-    for complaint in redis_check.complaints(client(wanted)):
-        log.warning("Redis: %s", complaint)
+    place = guards.Place(wanted, database, client(wanted))
+    guards.wait_for_database(place, log.warning, stop.wait)
+    refusals, warnings = ([], []) if stop.is_set() else guards.at_start(place, guards.SWEEP)
+    for line in warnings:
+        log.warning(line)
+    if refusals:
+        sys.exit("\n".join(["darkroom sweep can't start:", *refusals]))
     announcer = Announcer(client(wanted))
     database.after_commit = announcer.tell
     bell = tickets.Bell(tickets.broker(wanted))
     feed = Feed(database, lambda planned: bell.ring(tickets.DELIVERIES, planned))
     images = open_image_store(wanted.image_store, database)
-    sweep = Sweep(database, images, bell, wanted.backends, feed, max_crashes=wanted.max_crashes)
+    name = presence.own_name()
+    sweep = Sweep(
+        database,
+        images,
+        bell,
+        wanted.backends,
+        feed,
+        max_crashes=wanted.max_crashes,
+        present=lambda tx: presence.show(tx, name, SWEEP, 0, None),
+    )
+    watchdog = Watchdog(turns=lambda: sweep.turns, stopping=stop)
     clerk = FeedClerk(feed, lambda heard: Listener(client(wanted), heard))
     clerk.start()
+    watchdog.start()
     log.info("sweeping every second")
     pause = 0.0
     while not stop.wait(pause):
         pause = 0.0 if sweep.round() else 1.0
+    watchdog.close()
     clerk.close()
+    with suppress(*AWAY), database.write() as tx:
+        presence.leave(tx, name)
 
 
 if __name__ == "__main__":

@@ -153,3 +153,19 @@ def test_wrong_settings_refuse_to_start_and_say_which() -> None:
     assert process.returncode == 4
     assert "DARKROOM_SECRET_KEY: must be 32 characters or more" in output and "DARKROOM_REDIS_URL: must start" in output
     assert "Traceback" not in output
+
+
+def test_one_of_its_processes_says_at_the_start_what_is_not_as_it_should_be(database_url: str, redis_url: str) -> None:
+    settings = {
+        "DARKROOM_DATABASE_URL": database_url,
+        "DARKROOM_REDIS_URL": redis_url,
+        "DARKROOM_API_KEY": KEY,
+        "DARKROOM_SECRET_KEY": "s" * 32,
+    }
+    with gunicorn(free_port(), **settings) as process:
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if "secret key: " in line)
+        assert "looks like one that somebody can guess" in said and "openssl rand -hex 32" in said
+        process.terminate()
+        # The other process leaves it to that one.
+        assert not [line for line in process.stderr if "secret key: " in line]

@@ -16,6 +16,11 @@ from shared.settings import Settings
 from shared.tables import workers
 from tests.api.people import KEY, Caller, client_with, on_sqlite
 from tests.servers import RedisServer, free_port
+from worker import presence
+from worker.presence import Progress
+
+#: Nothing but the API runs in these tests.
+NOBODY = {"senders": "degraded", "sweep": "degraded"}
 
 
 def ready(api: Caller) -> tuple[int, dict[str, str]]:
@@ -26,13 +31,19 @@ def ready(api: Caller) -> tuple[int, dict[str, str]]:
 
 def test_both_answer_without_a_key(stranger: Caller) -> None:
     assert stranger.get("/healthz").json == {"status": "ok"}
-    assert ready(stranger) == (200, {"database": "ok", "migrations": "ok", "redis": "ok", "workers": "degraded"})
+    assert ready(stranger) == (
+        200,
+        {"database": "ok", "migrations": "ok", "redis": "ok", "workers": "degraded", **NOBODY},
+    )
 
 
 def test_a_database_at_another_revision_is_not_ready(stranger: Caller, services: Services) -> None:
     with services.database.write() as tx:
         tx.execute(text("UPDATE alembic_version SET version_num = '0000'"))
-    assert ready(stranger) == (503, {"database": "ok", "migrations": "failed", "redis": "ok", "workers": "degraded"})
+    assert ready(stranger) == (
+        503,
+        {"database": "ok", "migrations": "failed", "redis": "ok", "workers": "degraded", **NOBODY},
+    )
     assert stranger.get("/healthz").status_code == 200
 
 
@@ -46,6 +57,28 @@ def test_a_worker_of_each_backend_is_looked_for(stranger: Caller, services: Serv
     assert ready(stranger)[1]["workers"] == "degraded"
 
 
+@on_sqlite
+def test_a_worker_that_makes_no_progress_counts_as_not_there(stranger: Caller, services: Services) -> None:
+    with services.database.write() as tx:
+        presence.show(tx, "w", "dataoorts", 200, None, Progress(trouble="the heartbeat has stood still for 61 s"))
+    assert ready(stranger)[1]["workers"] == "degraded"
+    with services.database.write() as tx:
+        presence.show(tx, "w", "dataoorts", 200, None)
+    assert ready(stranger)[1]["workers"] == "ok"
+
+
+@on_sqlite
+def test_senders_and_sweep_are_looked_for(stranger: Caller, services: Services) -> None:
+    for work, name in (("deliver", "senders"), ("sweep", "sweep")):
+        assert ready(stranger)[1][name] == "degraded"
+        with services.database.write() as tx:
+            presence.show(tx, "w", work, 0, None)
+        assert ready(stranger)[1][name] == "ok"
+        with services.database.write() as tx:
+            tx.execute(update(workers).values(seen_at=now(-60)))
+        assert ready(stranger)[1][name] == "degraded"
+
+
 @pytest.fixture
 def settings_without_a_database(redis_url: str) -> Settings:
     url = "postgresql://nobody@127.0.0.1:1/none"
@@ -54,7 +87,10 @@ def settings_without_a_database(redis_url: str) -> Settings:
 
 def test_without_a_database_it_starts_and_says_so(settings_without_a_database: Settings) -> None:
     api = client_with(create_app(settings_without_a_database), KEY)
-    assert ready(api) == (503, {"database": "failed", "migrations": "failed", "redis": "ok", "workers": "degraded"})
+    assert ready(api) == (
+        503,
+        {"database": "failed", "migrations": "failed", "redis": "ok", "workers": "degraded", **NOBODY},
+    )
     response = api.get("/v1/jobs")
     assert response.status_code == 503 and response.json["code"] == "unavailable" and response.json["retryable"]
     assert response.headers["Retry-After"] == "5"
@@ -105,5 +141,8 @@ def assert_nobody_is_held_up(settings: Settings, patience: list[float | None]) -
     api = client_with(create_app(settings), KEY)
     assert api.post("/v1/jobs", json={"input": {"prompt": "a cat"}}).status_code == 202
     assert patience == []
-    assert ready(api) == (200, {"database": "ok", "migrations": "ok", "redis": "degraded", "workers": "degraded"})
+    assert ready(api) == (
+        200,
+        {"database": "ok", "migrations": "ok", "redis": "degraded", "workers": "degraded", **NOBODY},
+    )
     assert patience == [0.5]

@@ -10,6 +10,7 @@ from shared.database import now
 from shared.tables import jobs, workers
 from tests.api.people import Caller, Submit, Worker, on_sqlite
 from worker import presence
+from worker.presence import Progress
 
 
 def queue(api: Caller) -> dict[str, Any]:
@@ -36,6 +37,9 @@ def test_a_quiet_service_has_a_row_for_each_backend(api: Caller) -> None:
         "queued": 0,
         "running": 0,
         "slots": 0,
+        "workers": 0,
+        "in_hand": 0,
+        "stuck": 0,
         "oldest_queued_seconds": None,
     }
 
@@ -79,6 +83,16 @@ def test_slots_are_those_of_the_workers_that_are_there(api: Caller, services: Se
     with services.database.write() as tx:
         presence.leave(tx, "one")
     assert queue(api)["slots"] == 60
+
+
+def test_it_tells_what_the_workers_have_in_hand_and_counts_no_slots_of_a_stuck_one(
+    api: Caller, services: Services
+) -> None:
+    with services.database.write() as tx:
+        presence.show(tx, "one", "dataoorts", 200, None, Progress(in_hand=150))
+        presence.show(tx, "two", "dataoorts", 50, None, Progress(in_hand=50, trouble="nothing has moved for 46 s"))
+    row = queue(api)
+    assert (row["workers"], row["stuck"], row["slots"], row["in_hand"]) == (1, 1, 200, 200)
 
 
 @on_sqlite

@@ -9,9 +9,12 @@ import yaml
 
 from local import procfile
 from shared import settings
+from shared.present import GONE_SECONDS
 from shared.settings import Settings
 from tests.local.programs import ROOT
+from worker import watchdog
 from worker.backends.diffusers import Diffusers
+from worker.leases import Leases
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 TEXT = (ROOT / "docker-compose.yml").read_text()
@@ -20,8 +23,9 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name: service for name, service in SERVICES.items() if service["image"].startswith("darkroom:")}
 PROCESSES = {command.name: command.line for command in procfile.read(ROOT / "Procfile")}
 KNOWN = {settings.variable(field) for field in Settings.model_fields}
-#: Stateless, or of no use to ask: the file says why.
-WITHOUT_HEALTH_CHECK = {"worker-dataoorts", "worker-gpu", "worker-webhooks", "worker-sweep", "migrate"}
+#: It ends at once.
+WITHOUT_HEALTH_CHECK = {"migrate"}
+WORKERS = [name for name in PROCESSES if name.startswith("worker-")]
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -127,6 +131,17 @@ def test_health_checks_in_python_compile_and_ask_the_right_port(name: str) -> No
     assert (kind, program, option) == ("CMD", "python", "-c")
     compile(code, name, "exec")
     assert f"'127.0.0.1', {8000 if name == 'api' else 9000}" in code and "'/healthz'" in code
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_a_worker_is_asked_for_its_progress_often_enough_for_the_promise(name: str) -> None:
+    check = SERVICES[name]["healthcheck"]
+    assert check["test"] == ["CMD", "python", "-m", "worker.health"]
+    seconds = {key: int(str(check[key]).removesuffix("s")) for key in ("interval", "timeout", "retries")}
+    beat = Leases.LONGEST_BEAT_SECONDS
+    stuck = max(watchdog.QUIET_SECONDS, watchdog.UNTOLD_SECONDS) + watchdog.TICK_SECONDS + beat
+    assert max(stuck, GONE_SECONDS) + seconds["interval"] * seconds["retries"] < 60
+    assert SERVICES[name]["restart"] == "unless-stopped"  # what ends is started again, and a stuck one ends itself
 
 
 def test_redis_keeps_every_ticket_and_never_evicts() -> None:

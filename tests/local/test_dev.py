@@ -51,7 +51,7 @@ def test_help_names_every_habit_and_is_the_default() -> None:
     shown = dev()
     assert shown.returncode == 0 and shown.stdout == dev("help").stdout
     habits = set(re.findall(r"^\./dev (\w+)", shown.stdout, re.MULTILINE))
-    assert habits == {"up", "demo", "test", "check", "fix", "bench", "drill", "migration", "help"}
+    assert habits == {"up", "demo", "test", "check", "fix", "bench", "drill", "doctor", "migration", "help"}
 
 
 def test_an_unknown_habit_says_what_there_is() -> None:

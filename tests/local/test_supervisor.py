@@ -148,3 +148,33 @@ def test_when_nobody_reads_any_more_everything_stops(tmp_path: Path) -> None:
         family = program.family()
         program.stop_reading()
         eventually("all its processes are dead", lambda: not any(map(lives, family)))
+
+
+def test_what_stands_still_is_killed_and_started_again_when_it_was_said_twice(tmp_path: Path) -> None:
+    """The question here is answered by a file that the test writes, and each answer is noted."""
+    folder = write_procfile(tmp_path, stopped=POLITE, other=POLITE)
+    answer, answered = tmp_path / "answer", tmp_path / "answered"
+    answer.touch()
+    with running(KEEP, folder, "--question", f"sh -c 'tee -a {answered} <{answer}'") as program:
+        program.until("up$")
+        program.until("up$")
+        stopped = next(child for child in program.family() if "echo bye" in " ".join(child.cmdline()))
+        stopped.suspend()
+        answer.write_text(f"{stopped.pid} not seen for 99 s\nnonsense\n")
+        program.until(r"(stopped|other) stands still: killing it \(not seen for 99 s\)")
+        assert answered.read_text().count("nonsense") >= 2
+        program.until(r"(stopped|other) ended \(SIGKILL\)")
+        program.until("up$")
+        assert not lives(stopped)
+        assert sum("stands still" in line for line in program.seen) == 1  # its successor has another id
+
+
+def test_a_question_that_nobody_answers_kills_nobody(tmp_path: Path) -> None:
+    folder = write_procfile(tmp_path, one=POLITE)
+    asked = tmp_path / "asked"
+    with running(KEEP, folder, "--question", f"sh -c 'echo $0 >>{asked}; exit 1'") as program:
+        program.until("up$")
+        eventually("it was asked three times", lambda: asked.exists() and len(asked.read_text().split()) >= 3)
+        program.signal(signal.SIGTERM)
+        assert program.end() == 0
+        assert not any("stands still" in line for line in program.seen)

@@ -5,6 +5,8 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +79,23 @@ def test_the_real_service_comes_up_and_its_curl_lines_work(tmp_path: Path) -> No
         program.signal(signal.SIGKILL)
         eventually("all its processes are dead", lambda: not any(map(lives, family)))
     assert len(family) >= 8  # redis, sandbox, gunicorn and its two, worker, sweep, guard
+
+
+@pytest.mark.timeout(150)
+def test_a_worker_that_was_stopped_is_killed_and_started_again(tmp_path: Path) -> None:
+    """SIGSTOP: it is there, and can't see itself that it does nothing."""
+    arguments = ("--data", tmp_path / "data", "--port", web.free_port())
+    with running("local.up", *arguments, environ=NOTHING_GIVEN) as program:
+        program.until("^Ready on")
+        [worker] = [child for child in program.family() if "generate.dataoorts" in child.cmdline()]
+        worker.suspend()
+        began = time.monotonic()
+        program.until(r"worker-dataoorts stands still: killing it \(dataoorts .*: not seen for \d+ s")
+        seconds = time.monotonic() - began
+        program.until(r"worker-dataoorts ended \(SIGKILL\); starting it again")
+        assert seconds < 60
+        sys.stdout.write(f"killed after {seconds:.0f} s\n")
+        assert not lives(worker)
 
 
 def test_keys_are_made_once_and_nobody_else_may_read_them(house: Path) -> None:

@@ -1,12 +1,14 @@
-"""The worker's start: what it refuses, as the operator sees it."""
+"""The start of worker and sweep: what they refuse or wait for, as the operator sees it."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from shared import settings
+from shared.database import Database
 from tests.servers import free_port
 
 ROOT = Path(__file__).parent.parent.parent
@@ -44,3 +46,64 @@ def test_a_worker_whose_spool_cannot_be_written_refuses_to_start(tmp_path: Path)
     assert done.returncode == 1
     assert "darkroom worker can't start:\nDARKROOM_SPOOL: " in done.stderr
     assert f"File exists: '{tmp_path}/file'" in done.stderr
+
+
+CELERY = [str(Path(sys.executable).parent / "celery"), "-q", "-A", "worker.app", "worker", "-P", "threads", "-c", "2"]
+PROCESSES = {
+    "worker": [*CELERY, "-Q", "generate.dataoorts"],
+    "senders": [*CELERY, "-Q", "deliver"],
+    "sweep": [sys.executable, "-m", "worker.sweep"],
+}
+
+
+def environ_of(tmp_path: Path, database_url: str) -> dict[str, str]:
+    return settings.child_environ(
+        {
+            "DARKROOM_SECRET_KEY": "s" * 32,
+            "DARKROOM_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0",
+            "DARKROOM_DATA_DIR": str(tmp_path),
+            "DARKROOM_DATABASE_URL": database_url,
+            "DARKROOM_PUBLIC_URL": "http://127.0.0.1:8000",
+            "DATAOORTS_API_KEY": "key",
+        }
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("revision", ["0003", "9999"], ids=["behind", "ahead"])
+def test_what_works_at_a_database_of_another_version_refuses_to_start(
+    tmp_path: Path, database: Database, database_url: str, name: str, revision: str
+) -> None:
+    with database.write() as tx:
+        tx.execute(text("UPDATE alembic_version SET version_num = :it"), {"it": revision})
+    done = subprocess.run(
+        PROCESSES[name],
+        env=environ_of(tmp_path, database_url),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1 and "can't start:\nmigrations: " in done.stderr, done.stderr
+    assert ("run `python -m migrations`" in done.stderr) == (revision == "0003")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_database_that_is_away_at_the_start_is_waited_for_and_a_signal_ends_that(tmp_path: Path, name: str) -> None:
+    url = f"postgresql://nobody@127.0.0.1:{free_port()}/none"
+    process = subprocess.Popen(
+        PROCESSES[name], env=environ_of(tmp_path, url), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr is not None
+        assert any("waiting for the database: it does not answer" in line for line in process.stderr)
+        assert process.poll() is None
+        process.terminate()
+        process.wait(20)
+    finally:
+        process.kill()
+        process.wait()
+        process.communicate()

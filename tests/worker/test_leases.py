@@ -61,7 +61,8 @@ def test_a_claim_that_was_taken_away_is_found_out_as_soon_as_somebody_says_so(da
     submit(database), submit(database)
     taken, other = claim_one(database), claim_one(database)
     beats: list[object] = []
-    leases = Leases(database, 3600, beats.append)  # a beat every quarter of an hour
+    leases = Leases(database, 20, beats.append)
+    leases.LONGEST_BEAT_SECONDS = leases._lease_seconds = 14400  # a beat an hour
     leases.start()
     eventually("the first beat", lambda: beats)
     with leases.holding(taken):
