@@ -30,7 +30,7 @@ from shared.webhook_secrets import Vault
 from worker import presence, tasks
 from worker.backends.base import Backend, CannotLoad
 from worker.backends.dataoorts import Dataoorts
-from worker.backends.diffusers import Diffusers
+from worker.backends.diffusers import Diffusers, local_backend
 from worker.closing import Closing
 from worker.generation import Generation
 from worker.leases import Leases
@@ -190,16 +190,7 @@ class Worker:
 
 def _backend(name: str, wanted: Settings, slots: int) -> Backend:
     if name == Diffusers.name:
-        return Diffusers(
-            wanted.gpu_model,
-            revision=wanted.gpu_revision,
-            download=wanted.gpu_download,
-            device=wanted.gpu_device,
-            dtype=wanted.gpu_dtype,
-            low_memory=wanted.gpu_low_memory,
-            compile_sizes=wanted.gpu_compile,
-            attempt_seconds=wanted.attempt_seconds or Diffusers.ATTEMPT_SECONDS,
-        )
+        return local_backend(wanted)
     if not wanted.dataoorts_api_key:
         _refuse(
             "DATAOORTS_API_KEY: must be set. Without a key, let the sandbox stand in for the vendor: `./dev up` does, "

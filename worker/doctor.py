@@ -21,6 +21,8 @@ from shared.guards import Finding, Level, Place, ok, warning, wrong
 from shared.present import was_seen
 from shared.settings import Settings
 from shared.tables import workers
+from worker.backends.base import CannotLoad
+from worker.backends.diffusers import local_backend
 
 #: A line: what was looked at, and what was seen.
 Line = tuple[str, Finding]
@@ -40,9 +42,15 @@ def of_dataoorts(wanted: Settings) -> list[Line]:
     return [("dataoorts", ok(f"pictures come from {wanted.dataoorts_url} and cost money; its key is not tried here"))]
 
 
-#: What is to be known of each backend: as many lines as it takes. A backend of this machine adds its device here, its
-#: memory, its model, and what fits.
-BACKENDS: Mapping[str, Callable[[Settings], list[Line]]] = {"dataoorts": of_dataoorts}
+def of_diffusers(wanted: Settings) -> list[Line]:
+    try:
+        return [(name, ok(says)) for name, says in local_backend(wanted).survey()]
+    except CannotLoad as error:
+        return [("gpu", wrong(f"its worker refuses to start: {error}", "docs/gpu.md says what it needs"))]
+
+
+#: What is to be known of each backend: as many lines as it takes.
+BACKENDS: Mapping[str, Callable[[Settings], list[Line]]] = {"dataoorts": of_dataoorts, "diffusers": of_diffusers}
 
 
 def of_senders(wanted: Settings) -> list[Line]:

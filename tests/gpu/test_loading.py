@@ -16,7 +16,7 @@ from tests.gpu.tiny_sdxl import save_tiny_sdxl
 from worker.backends import sdxl
 from worker.backends.base import CannotLoad
 from worker.backends.diffusers import Diffusers
-from worker.backends.model_folder import folder_revision
+from worker.backends.model_folder import count_parameters, find_model, folder_revision
 
 
 def refusal(model: object, revision: str | None = None, **changes: Any) -> str:
@@ -124,15 +124,34 @@ def test_a_device_or_type_that_is_not_there(tiny_sdxl: Path) -> None:
     assert "there is no dtype 'int3': auto, float32" in refusal(tiny_sdxl, dtype="int3")
 
 
-def test_a_card_that_is_too_small(tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_model_needs_is_known_from_the_headers_of_its_weights(tiny_sdxl: Path) -> None:
+    folder = find_model(str(tiny_sdxl), None, download=False, half=False)
     pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
-    monkeypatch.setattr(sdxl, "card_bytes", lambda: 2 * 2**30)
-    with pytest.raises(CannotLoad, match=r"the card has 2\.0 GiB and the model needs 2\.0: turn on low_memory"):
-        sdxl._check_memory(pipeline, "cuda", low_memory=False)
-    with pytest.raises(CannotLoad, match="take a smaller model or a larger card"):
-        sdxl._check_memory(pipeline, "cuda", low_memory=True)
-    monkeypatch.setattr(sdxl, "card_bytes", lambda: 3 * 2**30)
-    sdxl._check_memory(pipeline, "cuda", low_memory=False)
+    parts = count_parameters(folder)
+    assert parts == {name: sum(one.numel() for one in getattr(pipeline, name).parameters()) for name in parts}
+    whole = sdxl.bytes_needed(folder, torch.float32, low_memory=False) - sdxl.SPARE
+    assert whole == 4 * sum(parts.values())
+    texts = parts["text_encoder"] + parts["text_encoder_2"]
+    frugal = sdxl.bytes_needed(folder, torch.float16, low_memory=True) - sdxl.SPARE
+    assert frugal == 2 * (parts["vae"] + max(texts, parts["unet"]))
+    (tiny_sdxl.parent / "cut" / "unet").mkdir(parents=True)
+    (tiny_sdxl.parent / "cut" / "unet" / "model.safetensors").write_bytes(b"\x10" + bytes(7) + b"{")
+    with pytest.raises(CannotLoad, match=r"model\.safetensors cannot be read; is it whole\?"):
+        count_parameters(folder._replace(path=tiny_sdxl.parent / "cut"))
+
+
+def test_a_card_that_is_too_small_is_refused_before_weights_are_read() -> None:
+    said = sdxl.too_small(int(8.5 * 2**30), 8 * 2**30, low_memory=False)
+    assert said.startswith("the card has 8.0 GiB and the model needs 8.5: set DARKROOM_GPU_LOW_MEMORY=1")
+    assert "take a smaller model or a larger card" in sdxl.too_small(2, 1, low_memory=True)
+
+
+def test_the_survey_tells_what_load_would_find(tiny_sdxl: Path) -> None:
+    found = dict(Diffusers(str(tiny_sdxl), device="cpu").survey())
+    assert list(found) == ["gpu device", "gpu model", "gpu memory", "gpu sharing"]
+    assert folder_revision(tiny_sdxl) in found["gpu model"] and "float32" in found["gpu memory"]
+    with pytest.raises(CannotLoad, match="there is no model folder"):
+        Diffusers("/nowhere", device="cpu").survey()
 
 
 def test_without_torch_it_says_what_to_install(tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> None:

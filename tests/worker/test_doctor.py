@@ -74,6 +74,13 @@ def test_what_a_process_needs_to_start_is_looked_for(environ: dict[str, str]) ->
     assert "DATAOORTS_API_KEY is not set" in said and KEY not in said
 
 
+def test_a_local_backend_tells_what_it_found_or_why_it_would_not_start(environ: dict[str, str]) -> None:
+    """What it finds with torch: tests/gpu/test_loading.py."""
+    code, lines, said = doctor(environ | {"DARKROOM_BACKENDS": "diffusers", "DARKROOM_GPU_MODEL": "/nowhere"})
+    assert code == 1 and lines["gpu"] == "wrong" and "dataoorts" not in lines
+    assert "its worker refuses to start: " in said and "docs/gpu.md" in said
+
+
 def test_without_settings_it_says_what_is_missing() -> None:
     code, lines, said = doctor({})
     assert code == 1 and lines == {"settings": "wrong"}

@@ -20,6 +20,7 @@ from typing import Any
 from PIL import Image
 
 from shared.catalogue import SIDE
+from shared.settings import Settings
 from worker.backends import previews
 from worker.backends.base import (
     Billed,
@@ -110,12 +111,7 @@ class Diffusers:
 
     def load(self) -> None:
         """Read the model, draw one step with it, start the engine. Raises CannotLoad, which says what to do."""
-        try:
-            from worker.backends import sdxl
-        except ImportError as error:
-            missing = error.name or one_line(str(error))
-            raise CannotLoad(f"{missing} is missing: install requirements-gpu.lock (docs/gpu.md)") from None
-        self._sdxl = sdxl.load(self._model, **self._loading)
+        self._sdxl = _sdxl().load(self._model, **self._loading)
         try:
             self._sdxl.warm_up(self._compile_sizes, self._room)
         except Exception as error:
@@ -129,6 +125,10 @@ class Diffusers:
             exit_process=self._exit_process,
         )
         self._engine.start()
+
+    def survey(self) -> list[tuple[str, str]]:
+        """What `load` would find and do, as (name, sentence), in seconds. Raises CannotLoad."""
+        return list(_sdxl().survey(self._model, **self._loading))
 
     def health(self) -> str | None:
         return "the model is not loaded" if self._engine is None else self._engine.health()
@@ -191,6 +191,30 @@ class Diffusers:
             free = sdxl.free_memory
             del sdxl
             free()
+
+
+def local_backend(wanted: Settings) -> Diffusers:
+    """The backend that the settings ask for, not loaded."""
+    return Diffusers(
+        wanted.gpu_model,
+        revision=wanted.gpu_revision,
+        download=wanted.gpu_download,
+        device=wanted.gpu_device,
+        dtype=wanted.gpu_dtype,
+        low_memory=wanted.gpu_low_memory,
+        compile_sizes=wanted.gpu_compile,
+        attempt_seconds=wanted.attempt_seconds or Diffusers.ATTEMPT_SECONDS,
+    )
+
+
+def _sdxl() -> Any:
+    """The module that knows torch. Raises CannotLoad where that is not installed."""
+    try:
+        from worker.backends import sdxl
+    except ImportError as error:
+        missing = error.name or one_line(str(error))
+        raise CannotLoad(f"{missing} is missing: install requirements-gpu.lock (docs/gpu.md)") from None
+    return sdxl
 
 
 def _tell(progress: Progress, news: Stepped) -> None:

@@ -6,6 +6,7 @@ configuration files and of the names and sizes of its weights (reading gigabytes
 
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,9 @@ from typing import Any, NamedTuple
 from worker.backends.base import CannotLoad
 
 PIPELINE = "StableDiffusionXLPipeline"
+#: Of a pipeline, what has weights.
+PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")
+LONGEST_HEADER = 100_000_000  # bytes; the limit of the format's own library
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -65,6 +69,31 @@ def check_pipeline(path: Path, model: str) -> None:
         raise CannotLoad(f"the model_index.json of {model} cannot be read ({type(error).__name__})") from None
     if name != PIPELINE:
         raise CannotLoad(f"{model} is a {name}; this backend draws with a {PIPELINE} (text to image)")
+
+
+def count_parameters(folder: ModelFolder) -> dict[str, int]:
+    """How many numbers each part of the pipeline holds, by the headers of its weights. Raises CannotLoad.
+
+    The form of a header: github.com/huggingface/safetensors, README.md (8 bytes of length, little endian, then JSON).
+    """
+    return {part: sum(_parameters_of(file) for file in _weights(folder.path / part, folder.variant)) for part in PARTS}
+
+
+def _weights(folder: Path, variant: str | None) -> list[Path]:
+    files = list(folder.glob("*.safetensors"))
+    chosen = [file for file in files if variant is not None and f".{variant}." in file.name]
+    return chosen or [file for file in files if ".fp16." not in file.name]
+
+
+def _parameters_of(file: Path) -> int:
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header: Any = json.loads(opened.read(min(length, LONGEST_HEADER)))
+        shapes = [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CannotLoad(f"{file} cannot be read; is it whole? ({type(error).__name__})") from None
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def _snapshot(model: str, revision: str | None, *, download: bool, half: bool) -> Path:

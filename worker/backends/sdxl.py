@@ -10,10 +10,12 @@ for the card to read one number back.
 
 import gc
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -25,8 +27,8 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 from numpy.typing import NDArray
 
 from worker.backends.base import Billed, CannotLoad, Failure, Kind, PictureWarning
-from worker.backends.batch_room import BatchRoom, Size, size_of
-from worker.backends.model_folder import ModelFolder, find_model
+from worker.backends.batch_room import MOST_AT_ONCE, BatchRoom, Size, size_of
+from worker.backends.model_folder import ModelFolder, count_parameters, find_model
 from worker.backends.step_engine import Trouble
 
 log = logging.getLogger(__name__)
@@ -341,8 +343,10 @@ def load(model: str, revision: str | None, *, download: bool, device: str, dtype
     device = _device(device)
     torch_dtype = _dtype(dtype, device)
     folder = find_model(model, revision, download=download, half=torch_dtype != torch.float32)
+    needed = bytes_needed(folder, torch_dtype, low_memory=low_memory)
+    if device == "cuda" and needed > card_bytes():
+        raise CannotLoad(too_small(needed, card_bytes(), low_memory=low_memory))
     pipeline = _pipeline(folder, torch_dtype)
-    _check_memory(pipeline, device, low_memory=low_memory)
     if torch_dtype == torch.float16 and pipeline.vae.config.force_upcast:
         pipeline.vae.to(torch.float32)  # overflows in half precision
     if device == "cuda":
@@ -404,24 +408,52 @@ def _dtype(wanted: str, device: str) -> Any:
     return torch.float16 if device == "mps" else torch.float32
 
 
-def _check_memory(pipeline: Any, device: str, *, low_memory: bool) -> None:
-    if device != "cuda":
-        return
-    texts = _bytes(pipeline.text_encoder) + _bytes(pipeline.text_encoder_2)
-    unet, decoder = _bytes(pipeline.unet), _bytes(pipeline.vae)
-    needed = SPARE + decoder + (max(texts, unet) if low_memory else texts + unet)
-    total = card_bytes()
-    if needed > total:
-        advice = "take a smaller model or a larger card" if low_memory else "turn on low_memory, or take a larger card"
-        raise CannotLoad(f"the card has {total / 2**30:.1f} GiB and the model needs {needed / 2**30:.1f}: {advice}")
+def bytes_needed(folder: ModelFolder, dtype: Any, *, low_memory: bool) -> int:
+    """What a card must have for this model: its weights, and SPARE."""
+    sizes = {part: count * int(dtype.itemsize) for part, count in count_parameters(folder).items()}
+    texts, unet = sizes["text_encoder"] + sizes["text_encoder_2"], sizes["unet"]
+    return SPARE + sizes["vae"] + (max(texts, unet) if low_memory else texts + unet)
+
+
+def too_small(needed: int, total: int, *, low_memory: bool) -> str:
+    """The words for a card that can't hold a model; both in bytes."""
+    advice = "take a smaller model or a larger card"
+    if not low_memory:
+        advice = "set DARKROOM_GPU_LOW_MEMORY=1, or take a larger card"
+    return f"the card has {total / 2**30:.1f} GiB and the model needs {needed / 2**30:.1f}: {advice}"
 
 
 def card_bytes() -> int:
     return int(torch.cuda.mem_get_info()[1])
 
 
-def _bytes(module: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+def survey(
+    model: str, revision: str | None, *, download: bool, device: str, dtype: str, low_memory: bool
+) -> list[tuple[str, str]]:
+    """What is here, what fits and what will be done, as (name, sentence); no weights are read. Raises CannotLoad."""
+    device = _device(device)
+    torch_dtype = _dtype(dtype, device)
+    name = f"the CPU draws, with {torch.get_num_threads()} threads: minutes a picture with the real model"
+    if device == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        name = f"{torch.cuda.get_device_name()}, {total / 2**30:.1f} GiB, {free / 2**30:.1f} of them free"
+    elif device == "mps":
+        name = "the Apple GPU draws"
+    found = [("gpu device", f"{name}; torch {torch.__version__}, diffusers {diffusers.__version__}")]
+    if download and not Path(model).is_dir():
+        return [*found, ("gpu model", f"{model} is fetched from the hub if it is not here yet")]
+    folder = find_model(model, revision, download=False, half=torch_dtype != torch.float32)
+    needed = bytes_needed(folder, torch_dtype, low_memory=low_memory)
+    if device == "cuda" and needed > card_bytes():
+        raise CannotLoad(too_small(needed, card_bytes(), low_memory=low_memory))
+    weights = sum(count_parameters(folder).values())
+    shared = ", ".join(f"{jobs} up to {math.isqrt(pixels)} pixels square" for pixels, jobs in MOST_AT_ONCE.items())
+    return [
+        *found,
+        ("gpu model", f"{folder.path}, revision {folder.revision}, {weights / 1e6:,.1f} million parameters"),
+        ("gpu memory", f"{needed / 2**30:.1f} GiB in {_name(torch_dtype)}, of which 2 are spare"),
+        ("gpu sharing", f"jobs in one call: {shared}, larger ones alone; fewer once memory has run out"),
+    ]
 
 
 def _euler(scheduler: Any) -> Any:
