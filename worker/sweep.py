@@ -25,7 +25,7 @@ from shared.tables import KEYS_KEPT_SECONDS, Billed, Outcome, Status, attempts
 from shared.tables import deliveries as sent
 from shared.tables import idempotency_keys as keys
 from shared.tables import jobs as table
-from worker import presence, redis_check
+from worker import presence, redis_check, tallying
 from worker.feed import AT_MOST, Feed, FeedClerk
 
 log = logging.getLogger("worker.sweep")
@@ -84,6 +84,7 @@ class Sweep:
             self.forget_old_keys,
             self.forget_dead_workers,
             self.number_events,
+            self.tally,
             self.rescue_deliveries,
             self.ring,
             self.ring_for_deliveries,
@@ -212,6 +213,10 @@ class Sweep:
     def number_events(self) -> bool:
         """Events get their numbers and lead to deliveries, if nobody did it at once (see `main`)."""
         return self._feed.round() >= AT_MOST
+
+    def tally(self) -> bool:
+        """What /metrics shows of attempts and deliveries; of jobs, whoever numbers their events tallies."""
+        return tallying.fold(self._database)
 
     def rescue_deliveries(self) -> bool:
         """Deliveries whose sender died: they are due again, with the same id."""
