@@ -17,6 +17,7 @@ from api import (
     images,
     job_list,
     jobs,
+    metrics,
     models,
     openapi,
     queue,
@@ -37,6 +38,8 @@ from shared.database import Database
 from shared.image_store import open_image_store
 from shared.settings import Settings, SettingsError, load
 from shared.tickets import Bell, broker
+
+VERSION = "0.1.0"
 
 #: Gunicorn's code for "this will not start, don't try again".
 CANNOT_START = 4
@@ -90,7 +93,7 @@ def build(services: Services) -> OpenAPI:
     """The routes, and what stands before each of them: an id for the request, the key, strictness."""
     app = OpenAPI(
         "darkroom",
-        info=Info(title="Darkroom", version="0.1.0", description="Images from prompts, through a queue."),
+        info=Info(title="Darkroom", version=VERSION, description="Images from prompts, through a queue."),
         security_schemes=openapi.SECURITY_SCHEMES,
         validation_error_callback=errors.raise_for_validation,
         doc_ui=False,
@@ -102,6 +105,7 @@ def build(services: Services) -> OpenAPI:
     webhooks = (endpoints, deliveries, webhook_secret)
     for resource in (jobs, job_list, attempts, events, images, *webhooks, queue, models, health, dataoorts):
         openapi.register(app, resource.routes(services))
+    openapi.register(app, metrics.routes(services, VERSION))
     app.extensions["darkroom.waiting"] = services.waiting  # for gunicorn.conf.py: waits end when the process stops
     backends = services.settings.backends
     openapi.install(app, submission_body(MODELS, backends), call_body(MODELS, backends), *BODIES)
