@@ -67,22 +67,22 @@ def fold(database: Database) -> bool:
     return any(more)
 
 
-def changed(table: Table, stands: Column[str], order: ColumnElement[Any]) -> Any:
+def changed(of: Table, stands: Column[str], order: ColumnElement[Any]) -> Any:
     """The rows that do not stand as they were tallied, in the order of their partial index, or none is used."""
-    return select(table).where(table.c.tallied != stands).order_by(order).limit(AT_MOST)
+    return select(of).where(of.c.tallied != stands).order_by(order).limit(AT_MOST)
 
 
-def _fold(database: Database, table: Table, stands: Column[str], order: ColumnElement[Any], count: Any) -> bool:
-    some = changed(table, stands, order)
+def _fold(database: Database, of: Table, stands: Column[str], order: ColumnElement[Any], count: Any) -> bool:
+    some = changed(of, stands, order)
     with database.read() as connection:
         if connection.execute(some.limit(1)).first() is None:
             return False
     with database.write() as tx:
         # Skipped, not waited for: what somebody else holds is being tallied by another sweep, or changes this moment.
         rows = tx.execute(some.with_for_update(skip_locked=True)).all()
-        keys = list(table.primary_key.columns)
+        keys = list(of.primary_key.columns)
         place = tuple_(*keys).in_([tuple(row._mapping[key] for key in keys) for row in rows])
-        tx.execute(update(table).where(place).values(tallied=stands))
+        tx.execute(update(of).where(place).values(tallied=stands))
         amounts: Counter[Series] = Counter()
         for row in rows:
             amounts.update(count(row))
