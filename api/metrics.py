@@ -78,21 +78,21 @@ def _look(connection: Connection, backends: tuple[str, ...], lease_seconds: floa
     present = select(workers.c.backend, func.count(), func.sum(workers.c.slots))
     present = present.where(workers.c.seen_at > now(-lease_seconds)).group_by(workers.c.backend)
     swept = select(now().label("now"), func.max(workers.c.seen_at).label("at")).where(workers.c.backend == "sweep")
-    unnumbered = select(now().label("now"), events.c.created_at.label("at")).where(events.c.number.is_(None))
+    unnumbered = select(now().label("now"), func.min(events.c.created_at).label("at")).where(events.c.number.is_(None))
     return _View(
         backends=backends,
         tallied=tallies.read(connection),
         running=dict(connection.execute(by_backend.group_by(jobs.c.backend)).all()),
         oldest_queued=_oldest_queued(connection, backends),
         workers={row[0]: (row[1], int(row[2] or 0)) for row in connection.execute(present)},
-        sweep_age=_age(connection.execute(swept).one_or_none()),
-        untallied_age=_age(connection.execute(unnumbered.order_by(events.c.created_at).limit(1)).one_or_none()) or 0.0,
+        sweep_age=_age(connection.execute(swept).one()),
+        untallied_age=_age(connection.execute(unnumbered).one()) or 0.0,
     )
 
 
 def _age(row: Any) -> float | None:
     """Seconds; None if there is nothing that has one."""
-    return None if row is None or row.at is None else max((row.now - row.at).total_seconds(), 0.0)
+    return None if row.at is None else max((row.now - row.at).total_seconds(), 0.0)
 
 
 def _oldest_queued(connection: Connection, backends: Iterable[str]) -> dict[str, float]:
@@ -100,13 +100,17 @@ def _oldest_queued(connection: Connection, backends: Iterable[str]) -> dict[str,
 
     Of those that wait longest of all; and of each backend the one that is next, for a backend whose jobs are all young.
     """
-    waiting = select(jobs.c.backend, jobs.c.created_at.label("at"), now().label("now"))
+    waiting = select(jobs.c.backend, jobs.c.created_at)
     # By queue_until, which has an index and stands a fixed time after the submission.
     longest = waiting.where(is_status(Status.queued)).order_by(jobs.c.queue_until).limit(OLDEST)
-    rows = [*connection.execute(longest)]
+    parts = [longest.subquery()]
     for backend in backends:
         following = waiting.where(jobs.c.backend == backend, CLAIMABLE).order_by(jobs.c.rank, jobs.c.id).limit(1)
-        rows += connection.execute(following)
+        parts.append(following.subquery())
+    rows: list[Any] = []
+    for part in parts:
+        first = select(part.c.backend, func.min(part.c.created_at).label("at"), now().label("now"))
+        rows += connection.execute(first.group_by(part.c.backend))
     ages: dict[str, float] = {}
     for row in rows:
         ages[row.backend] = max(ages.get(row.backend, 0.0), _age(row) or 0.0)
