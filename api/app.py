@@ -21,6 +21,7 @@ from api import (
     models,
     openapi,
     queue,
+    request_log,
     strict,
     webhook_secret,
 )
@@ -32,6 +33,7 @@ from api.services import Services
 from api.submission import submission_body
 from api.waiting import Waiting, standing
 from api.webhook_shapes import BODIES
+from shared import logs
 from shared.announcements import Announcer, Listener, client
 from shared.catalogue import MODELS
 from shared.database import Database
@@ -56,7 +58,9 @@ STREAM_PLACES = 300
 def create_app(settings: Settings | None = None) -> OpenAPI:
     """The application, for `gunicorn "api.app:create_app()"`. Ends the process if the settings are wrong."""
     try:
-        return build(open_services(settings or load()))
+        settings = settings or load()
+        logs.hide(settings.secrets)
+        return build(open_services(settings))
     except SettingsError as error:
         sys.stderr.write(f"darkroom api can't start:\n{error}\n")
         sys.exit(CANNOT_START)
@@ -99,6 +103,7 @@ def build(services: Services) -> OpenAPI:
         doc_ui=False,
         static_folder=None,
     )
+    request_log.install(app)
     errors.install(app)
     auth.install(app, services.keys, services.settings.secret_key)
     strict.install(app)

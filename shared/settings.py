@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -78,6 +78,8 @@ class Settings(BaseModel):
     #: Networks that webhooks may go to although they are not public.
     webhook_allow: Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)] = ()
     sandbox: bool = False
+    #: `text` is for people at a terminal, `json` for machines.
+    log_format: Literal["text", "json"] = "text"
     dataoorts_api_key: str | None = Field(None, repr=False)
     dataoorts_url: str = "https://cloud.dataoorts.com/api/v1"
 
@@ -168,6 +170,12 @@ class Settings(BaseModel):
         return self
 
     @property
+    def secrets(self) -> list[str]:
+        """What must stand in no log, whoever writes it."""
+        passwords = (urlsplit(url).password for url in (self.database_url, self.redis_url))
+        return [text for text in (self.secret_key, self.api_key, self.dataoorts_api_key, *passwords) if text]
+
+    @property
     def broker_url(self) -> str:
         """The Redis URL as Celery spells it (a socket is `redis+socket://`, its database `virtual_host`)."""
         if self.redis_url.startswith("unix://"):
@@ -206,6 +214,11 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings
     if lines or settings is None:
         raise SettingsError("\n".join(lines))
     return settings
+
+
+def log_format() -> str:
+    """How to log, for those who log before the settings are read. A wrong value is refused where they are."""
+    return "json" if os.environ.get(variable("log_format")) == "json" else "text"
 
 
 def given() -> dict[str, str]:
