@@ -165,6 +165,7 @@ jobs = Table(
     Column("retried_from", String(40)),
     Column("data_removed", Boolean, nullable=False, server_default=false()),
     Column("webhook", _JSON),  # {url, events}: who is told of this job, beside the project's endpoints
+    Column("request_id", String(128)),  # of the request that it came with; for logs
     Index("ix_jobs_claim", "backend", "rank", "id", **_partial("status = 'queued' AND ready")),
     Index("ix_jobs_not_ready", "ready_at", **_partial("status = 'queued' AND NOT ready")),
     Index("ix_jobs_queue_until", "queue_until", **_partial("status = 'queued'")),

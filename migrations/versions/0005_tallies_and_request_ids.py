@@ -1,4 +1,4 @@
-"""Tallies: what /metrics shows, and where each row stood when it was tallied last.
+"""Tallies: what /metrics shows, and where each row stood when it was tallied last. The request that a job came with.
 
 Counters begin here: what ended before is not counted. What waits now is, or the queue would be counted below nothing.
 """
@@ -26,6 +26,7 @@ GROUP BY jobs.backend
 
 
 def upgrade() -> None:
+    op.add_column("jobs", sa.Column("request_id", sa.String(128)))
     op.create_table(
         "tallies",
         sa.Column("series", sa.String(100), nullable=False),
