@@ -32,13 +32,15 @@ _OURS = ("api", "worker", "shared", "migrations")
 _about: ContextVar[Mapping[str, object]] = ContextVar("about", default={})  # noqa: B039  it is replaced, not changed
 
 #: What looks like a secret, whosever it is: keys, webhook secrets, bearer tokens, links' signatures, passwords in URLs.
-_SHAPES = (
+_SHAPES = (  # each with its mark below
     r"""\bdk_[^\s"'\\&,;]+""",
     r"""\bwhsec_[\w+/=-]+""",
     r"""(?<=bearer )[^\s"'\\]+""",
     r"""(?<=signature=)[^\s"'\\&]+""",
     r"""(?<=://)[^\s"'/@]*:[^\s"'/@]+(?=@)""",
 )
+#: Without one of these there is nothing to take out: to look for them takes a tenth of the time.
+_MARKS = ("dk_", "whsec_", "bearer ", "signature=", "://")
 #: A shorter secret is a word such as `sandbox`, and hiding it would only show which word it is.
 _SHORTEST_SECRET = 8
 
@@ -47,13 +49,22 @@ class _Hiding:
     """What is taken out of every line of this process."""
 
     pattern = re.compile("|".join(_SHAPES), re.IGNORECASE)
+    marks: tuple[str, ...] = _MARKS
+
+    @classmethod
+    def clean(cls, line: str) -> str:
+        lowered = line.lower()
+        if any(mark in lowered for mark in cls.marks):
+            return cls.pattern.sub("[hidden]", line)
+        return line
 
 
 def hide(secrets: Iterable[str]) -> None:
     """Take these out of every line of this process from now on, wherever they come from."""
     known = sorted({secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}, key=len, reverse=True)
-    spelt = [re.escape(spelling) for secret in known for spelling in (secret, json.dumps(secret)[1:-1])]
-    _Hiding.pattern = re.compile("|".join([*spelt, *_SHAPES]), re.IGNORECASE)
+    spelt = [spelling for secret in known for spelling in (secret, json.dumps(secret)[1:-1])]
+    _Hiding.pattern = re.compile("|".join([*map(re.escape, spelt), *_SHAPES]), re.IGNORECASE)
+    _Hiding.marks = (*_MARKS, *(spelling.lower() for spelling in spelt))
 
 
 @contextmanager
@@ -106,7 +117,7 @@ class _Formatter(logging.Formatter):
         fields = {name: given[name] for name in FIELDS if given.get(name) is not None}
         error = record.exc_info[1] if record.exc_info else None
         line = self._line(record, fields, None if error is None else place_of(error))
-        return _Hiding.pattern.sub("[hidden]", line)
+        return _Hiding.clean(line)
 
     def _line(self, record: logging.LogRecord, fields: Mapping[str, object], place: str | None) -> str:
         raise NotImplementedError

@@ -22,9 +22,9 @@ CANARY = "a canary sings"
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
-    pattern = logs._Hiding.pattern
+    pattern, marks = logs._Hiding.pattern, logs._Hiding.marks
     yield
-    logs._Hiding.pattern = pattern
+    logs._Hiding.pattern, logs._Hiding.marks = pattern, marks
     logs.begin()
 
 
