@@ -18,9 +18,11 @@ from api import (
     images,
     job_list,
     jobs,
+    metrics,
     models,
     openapi,
     queue,
+    request_log,
     strict,
     webhook_secret,
 )
@@ -33,13 +35,15 @@ from api.services import Services
 from api.submission import submission_body
 from api.waiting import Waiting, standing
 from api.webhook_shapes import BODIES
-from shared import guards, progress
+from shared import guards, logs, progress
 from shared.announcements import Announcer, Listener, client
 from shared.catalogue import MODELS
 from shared.database import Database
 from shared.image_store import open_image_store
 from shared.settings import Settings, SettingsError, load
 from shared.tickets import Bell, broker
+
+VERSION = "0.1.0"
 
 #: Gunicorn's code for "this will not start, don't try again".
 CANNOT_START = 4
@@ -56,7 +60,9 @@ STREAM_PLACES = 300
 def create_app(settings: Settings | None = None) -> OpenAPI:
     """The application, for `gunicorn "api.app:create_app()"`. Ends the process if the settings are wrong."""
     try:
-        return build(open_services(settings or load()))
+        settings = settings or load()
+        logs.hide(settings.secrets)
+        return build(open_services(settings))
     except SettingsError as error:
         sys.stderr.write(f"darkroom api can't start:\n{error}\n")
         sys.exit(CANNOT_START)
@@ -107,18 +113,20 @@ def build(services: Services) -> OpenAPI:
     """The routes, and what stands before each of them: an id for the request, the key, strictness."""
     app = OpenAPI(
         "darkroom",
-        info=Info(title="Darkroom", version="0.1.0", description="Images from prompts, through a queue."),
+        info=Info(title="Darkroom", version=VERSION, description="Images from prompts, through a queue."),
         security_schemes=openapi.SECURITY_SCHEMES,
         validation_error_callback=errors.raise_for_validation,
         doc_ui=False,
         static_folder=None,
     )
+    request_log.install(app)
     errors.install(app)
     auth.install(app, services.keys, services.settings.secret_key)
     strict.install(app)
     webhooks = (endpoints, deliveries, webhook_secret)
     for resource in (jobs, job_list, attempts, events, images, *webhooks, queue, models, health, dataoorts):
         openapi.register(app, resource.routes(services))
+    openapi.register(app, metrics.routes(services, VERSION))
     app.extensions["darkroom.waiting"] = services.waiting  # for gunicorn.conf.py: waits end when the process stops
     app.extensions["darkroom.look_around"] = partial(look_around, services)
     backends = services.settings.backends

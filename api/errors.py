@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from uuid_utils import uuid7
 from werkzeug.exceptions import HTTPException
 
+from shared import logs
 from shared.database import AWAY
 
 log = logging.getLogger(__name__)
@@ -176,12 +177,12 @@ def _by_framework(error: HTTPException) -> Response:
 
 def _away(error: Exception) -> Response:
     # Its type alone: the message may quote a statement.
-    log.warning("request %s: the database is away (%s)", g.request_id, type(error).__name__)
+    log.warning("the database is away (%s)", type(error).__name__)
     return _answer("unavailable", "Try again in a few seconds.", [], {"Retry-After": "5"})
 
 
 def _internal(error: Exception) -> Response:
-    log.error("request %s failed", g.request_id, exc_info=error)
+    log.error("the request failed", exc_info=error)
     return _answer("internal", "It was written to the log under this request_id.", [], {})
 
 
@@ -192,6 +193,7 @@ def install(app: Flask) -> None:
     def name_the_request() -> None:
         given = request.headers.get("X-Request-Id", "")
         g.request_id = given if _SANE_REQUEST_ID.fullmatch(given) else uuid7().hex
+        logs.begin(request_id=g.request_id)
 
     @app.after_request
     def finish(response: Response) -> Response:

@@ -8,6 +8,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from gunicorn.config import Config  # type: ignore[import-untyped]
+from gunicorn.glogging import Logger  # type: ignore[import-untyped]
+
+from shared import logs, settings
+
 worker_class = "gthread"
 # Threads wait for jobs or for the database most of the time: 300 of each process may wait for jobs, 300 more may tell
 # streams (WAITING_PLACES, STREAM_PLACES), and the rest answer.
@@ -23,11 +28,22 @@ keepalive = 2
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None
 # Its default place is shared by all of this user's gunicorns.
 control_socket_disable = True
-accesslog = None
+accesslog = None  # api/request_log.py writes a line a request, without what gunicorn's would repeat
 # The longest there is: a list may be asked for by 2 kB of metadata, three times as long in a URL.
 limit_request_line = 8190
 # Nothing here grows with time, so nothing needs to be started afresh.
 max_requests = 0
+
+
+class OurLog(Logger):  # type: ignore[misc]  # gunicorn comes without types
+    """Gunicorn's lines, by way of ours. Any `logconfig` would switch its access log on, with paths and queries."""
+
+    def setup(self, cfg: Config) -> None:
+        super().setup(cfg)
+        logs.configure(settings.log_format(), "api")
+
+
+logger_class = OurLog
 
 
 def post_worker_init(worker: Any) -> None:

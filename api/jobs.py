@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flask import Response, request
+from flask import Response, g, request
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from sqlalchemy import Connection, Row
@@ -19,6 +19,7 @@ from api.strict import whole_body
 from api.submission import resolve, submission_body, submit
 from api.waiting import preferred_wait
 from shared import jobs as life
+from shared import logs
 from shared.catalogue import MODELS
 from shared.job_object import Job
 from shared.standing import TERMINAL
@@ -134,6 +135,7 @@ def _retry(tx: Connection, services: Services, job_id: str) -> life.Made:
         job_id,
         backend=backend,
         sandbox=settings.is_sandbox(backend),
+        request_id=g.request_id,
         max_wait_seconds=settings.max_wait_seconds,
     )
     if retried is not None:
@@ -159,6 +161,7 @@ def _once(services: Services, key: idempotency.Key | None, make: Callable[[Conne
         services.bell.ring(made.job.backend)
     job_id = first if made is None else made.job.id
     assert job_id is not None
+    logs.note(job_id=job_id)
     new = made.job if made is not None and made.is_new else None
     seen = _look(services, job_id, lambda row: row.status in TERMINAL, new)
     row = seen.row

@@ -133,6 +133,7 @@ def submit(tx: Connection, services: Services, body: RootModel[Any]) -> Row[Any]
         deadline_seconds=submission.deadline_seconds,
         max_wait_seconds=settings.max_wait_seconds,
         webhook=_whole_webhook(submission.webhook),
+        request_id=g.request_id,
     )
 
 

@@ -69,6 +69,7 @@ class Claim:
     failures: int
     refusals: int
     crashes: int
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +94,12 @@ def submit(
     max_wait_seconds: float,
     retried_from: str | None = None,
     webhook: Mapping[str, Any] | None = None,
+    request_id: str | None = None,
 ) -> Row[Any]:
     """Accept a job: from the commit of this transaction on it is ours, whatever becomes of Redis. Returns its row.
 
-    `webhook`: {url, events}, who is told of it beside the project's endpoints.
+    `webhook`: {url, events}, who is told of it beside the project's endpoints. `request_id`: of the request that it
+    came with, for the logs of whoever works at it.
     """
     job = tx.execute(
         moves.SUBMIT,
@@ -113,6 +116,7 @@ def submit(
             "max_wait_seconds": max_wait_seconds,
             "retried_from": retried_from,
             "webhook": None if webhook is None else dict(webhook),
+            "request_id": request_id,
         },
     ).one()
     moves.record(tx, job, Status.queued, {})
@@ -167,9 +171,8 @@ def claim(
                 "attempt_seconds": terms.attempt_seconds,
             }
             tx.execute(moves.BEGIN_ATTEMPT, attempt)
-            claims.append(
-                Claim(job.id, job.fence, job.attempts, job.model, job.input, job.failures, job.refusals, job.crashes)
-            )
+            so_far = (job.failures, job.refusals, job.crashes)
+            claims.append(Claim(job.id, job.fence, job.attempts, job.model, job.input, *so_far, job.request_id))
         if not passed_by:
             break
     return claims
@@ -231,7 +234,9 @@ def cancel(tx: Connection, job_id: str) -> bool:
     return moves.CANCEL.make(tx, job_id) is not None
 
 
-def retry(tx: Connection, job_id: str, *, backend: str, sandbox: bool, max_wait_seconds: float) -> Made | None:
+def retry(
+    tx: Connection, job_id: str, *, backend: str, sandbox: bool, max_wait_seconds: float, request_id: str | None = None
+) -> Made | None:
     """Submit an ended job again, with the same input and seed. While one such is open, it is that one.
 
     None if there is nothing to submit again: the job succeeded, is still open, or its data were removed.
@@ -257,6 +262,7 @@ def retry(tx: Connection, job_id: str, *, backend: str, sandbox: bool, max_wait_
         max_wait_seconds=max_wait_seconds,
         retried_from=job_id,
         webhook=job.webhook,
+        request_id=request_id,
     )
     return Made(new, is_new=True)
 

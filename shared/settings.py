@@ -102,6 +102,8 @@ class Settings(BaseModel):
     #: Sizes whose steps are compiled at the start, as (width, height). Nothing is compiled without any.
     gpu_compile: Annotated[tuple[tuple[int, int], ...], BeforeValidator(_sizes)] = ()
     sandbox: bool = False
+    #: `text` is for people at a terminal, `json` for machines.
+    log_format: Literal["text", "json"] = "text"
     dataoorts_api_key: str | None = Field(None, repr=False)
     dataoorts_url: str = "https://cloud.dataoorts.com/api/v1"
 
@@ -196,6 +198,12 @@ class Settings(BaseModel):
         return self.sandbox and backend == "dataoorts"
 
     @property
+    def secrets(self) -> list[str]:
+        """What must stand in no log, whoever writes it."""
+        passwords = (urlsplit(url).password for url in (self.database_url, self.redis_url))
+        return [text for text in (self.secret_key, self.api_key, self.dataoorts_api_key, *passwords) if text]
+
+    @property
     def broker_url(self) -> str:
         """The Redis URL as Celery spells it (a socket is `redis+socket://`, its database `virtual_host`)."""
         if self.redis_url.startswith("unix://"):
@@ -234,6 +242,11 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings
     if lines or settings is None:
         raise SettingsError("\n".join(lines))
     return settings
+
+
+def log_format() -> str:
+    """How to log, for those who log before the settings are read. A wrong value is refused where they are."""
+    return "json" if os.environ.get(variable("log_format")) == "json" else "text"
 
 
 def given() -> dict[str, str]:

@@ -165,6 +165,7 @@ jobs = Table(
     Column("retried_from", String(40)),
     Column("data_removed", Boolean, nullable=False, server_default=false()),
     Column("webhook", _JSON),  # {url, events}: who is told of this job, beside the project's endpoints
+    Column("request_id", String(128)),  # of the request that it came with; for logs
     Index("ix_jobs_claim", "backend", "rank", "id", **_partial("status = 'queued' AND ready")),
     Index("ix_jobs_not_ready", "ready_at", **_partial("status = 'queued' AND NOT ready")),
     Index("ix_jobs_queue_until", "queue_until", **_partial("status = 'queued'")),
@@ -189,7 +190,10 @@ attempts = Table(
     Column("outcome", String(10), nullable=False),
     Column("billed", String(7), nullable=False),
     Column("error", _JSON),  # {code, message}
+    # The outcome as it was tallied last (worker/tallying.py), and so in deliveries and delivery_tries.
+    Column("tallied", String(10), nullable=False, server_default="running"),
     Index("ix_attempts_running", "deadline_at", **_partial("outcome = 'running'")),
+    Index("ix_attempts_not_tallied", "completed_at", **_partial("tallied != outcome")),
 )
 
 events = Table(
@@ -273,6 +277,8 @@ deliveries = Table(
     Column("lease_until", UtcTime),
     Column("created_at", UtcTime, nullable=False),
     Column("completed_at", UtcTime),
+    Column("tallied", String(10), nullable=False, server_default="none"),
+    Index("ix_deliveries_not_tallied", "id", **_partial("tallied != status")),
     Index("ix_deliveries_due", "receiver", "is_retry", "due_at", "id", **_partial("status = 'pending'")),
     Index("ix_deliveries_sending", "host", "receiver", **_partial("status = 'sending'")),
     Index("ix_deliveries_project_id_id", "project_id", "id"),
@@ -291,6 +297,16 @@ delivery_tries = Table(
     Column("status", Integer),  # of the answer, if there was one
     Column("error", _JSON),  # {code, message}, if there was none
     Column("answer", Text),  # the start of its body
+    Column("tallied", String(10), nullable=False, server_default="running"),
+    Index("ix_delivery_tries_not_tallied", "started_at", **_partial("tallied != outcome")),
+)
+
+#: What was counted so far, by what: `attempts/dataoorts/failed` (shared/tallies.py). Money in millionths of a dollar.
+tallies = Table(
+    "tallies",
+    metadata,
+    Column("series", String(100), primary_key=True),
+    Column("amount", BigInteger, nullable=False),
 )
 
 #: How long a repeated request gets the job of the first one.

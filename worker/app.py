@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from celery import Celery, signals
 from sqlalchemy import Connection
 
-from shared import catalogue, guards, settings, tickets
+from shared import catalogue, guards, logs, settings, tickets
 from shared.announcements import Announcer, Listener, client
 from shared.database import AWAY, Database
 from shared.image_store import open_image_store
@@ -229,17 +229,30 @@ def _look_around(worker: Worker, wanted: Settings) -> None:
         _refuse("\n".join(refusals))
 
 
+@signals.celeryd_init.connect
+def _log(**_: Any) -> None:
+    """Before Celery says its first word. What this worker does, and so its name, is known a moment later."""
+    logs.configure(settings.log_format(), "worker")
+
+
+@signals.setup_logging.connect
+def _keep_to_it(**_: Any) -> None:
+    """Celery sets up no logging of its own where somebody hears this."""
+
+
 @signals.worker_init.connect
 def _start(sender: Any, **_: Any) -> None:
     """Before Celery takes the first ticket. An exception here would only be logged, so what is wrong exits."""
     queues = set(sender.app.amqp.queues.consume_from)
     wanted = settings.load()
+    logs.hide(wanted.secrets)
     worker = Worker(wanted, queues, sender.concurrency)
     if not worker.generations and worker.sender is None:
         known = f"a backend of DARKROOM_BACKENDS, nor is it {tickets.DELIVERIES}"
         _refuse(f"none of the queues {', '.join(sorted(queues))} belongs to {known}")
     _look_around(worker, wanted)
     sender.app.conf.broker_transport_options |= {"heard": worker.hearing.hear}
+    logs.rename(f"worker-{'-'.join(worker.generations) or 'webhooks'}")
     worker.start()
     tasks.register(sender.app, worker.generations, worker.sender)
     # Celery keeps weak references to receivers: these live as long as the worker does.

@@ -12,6 +12,11 @@ from shared.tables import Billed, Outcome, Status
 from worker.backends.base import Failure, Kind, Picture
 
 
+def outcome_of(status: Status) -> Outcome:
+    """How an attempt ended that made a picture, by where its job stands then."""
+    return Outcome.canceled if status == Status.canceled else Outcome.succeeded
+
+
 class Closing:
     """Puts pictures, points jobs at them, and settles what the attempts cost. All of it is safe to do twice."""
 
@@ -40,8 +45,7 @@ class Closing:
                 jobs.adopt(tx, image)
             # Asked, not remembered: this may be the second try at a commit whose answer was lost.
             status, pointed_at = jobs.end_of(tx, job_id)
-            outcome = Outcome.canceled if status == Status.canceled else Outcome.succeeded
-            jobs.close_attempt(tx, job_id, attempt, outcome, Billed.yes)
+            jobs.close_attempt(tx, job_id, attempt, outcome_of(status), Billed.yes)
         if pointed_at != attempt:
             self._images.remove(job_id, attempt)
         return status

@@ -16,6 +16,7 @@ from shared import deliveries
 from shared.announcements import Listener
 from shared.database import AWAY, Database
 from shared.tables import events, projects
+from worker import tallying
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,9 @@ class Feed:
             if feeds[project_id] != before[project_id]:
                 tx.execute(update(projects).where(projects.c.id == project_id).values(feed=feeds[project_id]))
                 tx.info["moved"].append(project_id)  # announced after the commit: its streams are woken
-        return len(rows), deliveries.plan(tx, rows)
+        planned = deliveries.plan(tx, rows)
+        tallying.of_events(tx, rows)
+        return len(rows), planned
 
 
 def _in_order(rows: Sequence[Row[Any]]) -> list[Row[Any]]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
-from shared import jobs
+from shared import jobs, logs
 from shared.database import AWAY, Database
 from shared.image_store import ImageStore
 from shared.jobs import Claim, JobError, Terms
@@ -20,7 +20,7 @@ from shared.tables import Billed, Outcome
 from worker import retry
 from worker.backends.base import Backend, Failure, Kind, Picture, Request, Unjudged
 from worker.claims import Claims
-from worker.closing import Closing
+from worker.closing import Closing, outcome_of
 from worker.leases import Leases
 from worker.slots import Slots
 from worker.spool import Entry, Spool
@@ -110,10 +110,13 @@ class Generation:
 
     def run_attempt(self, claim: Claim) -> None:
         """From a claim to its end, whatever that is."""
-        with self._leases.holding(claim), suppress(_LeftOnTheSpool):
+        its = {"job_id": claim.job_id, "attempt": claim.attempt, "request_id": claim.request_id}
+        with logs.about(**its, backend=self._backend.name), self._leases.holding(claim), suppress(_LeftOnTheSpool):
+            began = time.monotonic()
             try:
                 if self._stopping.is_set():
                     self._until_done(lambda: self._release(claim))
+                    _tell(Outcome.canceled, Billed.no, "stopping", 0.0)
                     return
                 outcome, entry = self._generate(claim)
             finally:
@@ -122,10 +125,14 @@ class Generation:
                 outcome = self._until_done(lambda: self._judge(claim, entry.data), entry)
             if isinstance(outcome, Picture):
                 picture = outcome
-                self._until_done(lambda: self._closing.with_picture(claim.job_id, claim.attempt, picture, claim), entry)
+                status = self._until_done(
+                    lambda: self._closing.with_picture(claim.job_id, claim.attempt, picture, claim), entry
+                )
+                _tell(outcome_of(status), Billed.yes, None, time.monotonic() - began)
             else:
                 failure = outcome
                 self._until_done(lambda: self._give_back(claim, failure), entry)
+                _tell(Outcome.failed, failure.billed, failure.kind, time.monotonic() - began)
             if entry is not None:
                 entry.remove()  # after the commit that made it unnecessary
 
@@ -148,7 +155,7 @@ class Generation:
             self._seconds.append(time.monotonic() - started)
         except Exception:
             # A fault of ours must not cost the job its life, nor the thread its. Whether it was paid, nobody knows.
-            log.exception("%s: attempt %d broke off", claim.job_id, claim.attempt)
+            log.exception("the attempt broke off")
             outcome = Failure(Kind.internal, Billed.unknown, "The worker failed; the fault is ours.")
         return outcome, kept[0] if kept else None
 
@@ -209,11 +216,19 @@ class Generation:
                 return step()
             except (*AWAY, Unjudged) as error:
                 if not told:
-                    log.warning("holding what came back until it can be judged and stored (%s)", error)
+                    log.warning("holding what came back until it can be judged and stored (%s)", type(error).__name__)
                     told = True
                 self._slots.found_database_away()
             if entry is None or entry.path is None:
                 threading.Event().wait(self.AWAY_PAUSE_SECONDS)
             elif self._stopping.wait(self.AWAY_PAUSE_SECONDS):
-                log.warning("%s: stopping; its picture waits on the spool for the next worker", entry.job_id)
+                log.warning("stopping; its picture waits on the spool for the next worker")
                 raise _LeftOnTheSpool
+
+
+def _tell(outcome: Outcome, billed: Billed, kind: str | None, seconds: float) -> None:
+    """The one line of an attempt's end."""
+    log.info(
+        "the attempt ended",
+        extra={"outcome": outcome, "billed": billed, "kind": kind, "seconds": round(seconds, 3)},
+    )

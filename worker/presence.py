@@ -60,5 +60,6 @@ def leave(tx: Connection, name: str) -> None:
     tx.execute(delete(workers).where(workers.c.name == name))
 
 
-def forget_the_dead(tx: Connection) -> None:
-    tx.execute(delete(workers).where(workers.c.seen_at < now(-FORGOTTEN_SECONDS)))
+def forget_the_dead(tx: Connection) -> int:
+    """Returns how many."""
+    return tx.execute(delete(workers).where(workers.c.seen_at < now(-FORGOTTEN_SECONDS))).rowcount

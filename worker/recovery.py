@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sqlalchemy import select
 
+from shared import logs
 from shared.database import AWAY, Database
 from shared.tables import jobs as table
 from worker.backends.base import Backend, Failure, Request, Unjudged
@@ -54,14 +55,16 @@ class Recovery:
                 if self._stopping.is_set():
                     return
                 try:
-                    self._offer(entry)
+                    with logs.about(job_id=entry.job_id, attempt=entry.attempt, backend=self._backend.name):
+                        self._offer(entry)
                 except (*AWAY, Unjudged):
                     raise
                 except Exception:
                     # One that can't be offered keeps neither the others nor the work from going on.
                     if entry.path not in self._told:
                         self._told.add(entry.path)
-                        log.exception("%s: the picture of attempt %d can't be offered", entry.job_id, entry.attempt)
+                        its = {"job_id": entry.job_id, "attempt": entry.attempt}
+                        log.exception("a dead worker's picture can't be offered", extra=its)
 
     def _offer(self, entry: Entry) -> None:
         assert entry.path is not None
@@ -78,10 +81,10 @@ class Recovery:
         except Failure as failure:
             # Its job is the rescue's: nothing but a picture ends a job that somebody else may be working at.
             self._closing.with_failure(entry.job_id, entry.attempt, failure)
-            log.warning("%s: a dead worker's picture is of no use: %s", entry.job_id, failure.message)
+            log.warning("a dead worker's picture is of no use: %s", failure.message, extra={"kind": failure.kind})
         else:
             status = self._closing.with_picture(entry.job_id, entry.attempt, picture)
-            log.info("%s: a dead worker's picture was offered; the job is %s", entry.job_id, status)
+            log.info("a dead worker's picture was offered; the job is %s", status)
         entry.remove()
 
     def _run(self) -> None:

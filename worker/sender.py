@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Row, select
 
-from shared import deliveries, endpoints, webhook_secrets
+from shared import deliveries, endpoints, logs, webhook_secrets
 from shared.database import AWAY, Database
 from shared.deliveries import Claim, Result
 from shared.events import jobs_of
@@ -99,14 +99,19 @@ class Sender:
 
     def send(self, claim: Claim) -> None:
         """Make one try, and write down what became of it."""
+        job_id = claim.subject_id if claim.subject_id.startswith("job_") else None
+        with logs.about(delivery_id=claim.delivery_id, event_id=claim.event_id, job_id=job_id):
+            self._send(claim)
+
+    def _send(self, claim: Claim) -> None:
         try:
             result = self._try(claim)
         except AWAY as error:
             # Its lease runs out, and the sweep makes it due again.
-            log.warning("%s could not be read, the database is away (%s)", claim.delivery_id, type(error).__name__)
+            log.warning("the delivery could not be read, the database is away (%s)", type(error).__name__)
             return
         except Exception:
-            log.exception("%s: try %d broke off", claim.delivery_id, claim.number)
+            log.exception("the try broke off")
             result = _ours("internal", "The sender failed; the fault is ours.")
         self._settle(claim, result)
 
@@ -134,7 +139,7 @@ class Sender:
             try:
                 secrets = webhook_secrets.live(connection, self._vault, claim.endpoint_id or claim.project_id)
             except Unreadable as error:
-                log.error("%s: %s", claim.delivery_id, error)
+                log.error("%s", error)
                 return _ours("unreadable_secret", "Its secret can't be read; the operator must mend this.")
         body = webhooks.body_of(event, job, self._base_url, self._secret_key)
         return Letter(body, secrets or [self._first_secret(claim.project_id)])
@@ -154,11 +159,14 @@ class Sender:
                     if result.closed and claim.endpoint_id is not None:
                         endpoints.drop_more(tx, claim.endpoint_id)
             except AWAY as error:
-                log.warning("%s: its end waits for the database (%s)", claim.delivery_id, type(error).__name__)
+                log.warning("the end of the try waits for the database (%s)", type(error).__name__)
                 self._watched.found_database_away()
                 if self._stopping.wait(self.AWAY_PAUSE_SECONDS):
                     return  # sent again, with the same id, by whoever comes next
             else:
+                seconds = None if result.seconds is None else round(result.seconds, 3)
+                its = {"attempt": claim.number, "outcome": result.outcome, "status": result.status, "seconds": seconds}
+                log.info("the try ended", extra={**its, "kind": (result.error or {}).get("code")})
                 return
 
 

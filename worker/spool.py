@@ -52,7 +52,8 @@ class Entry:
             try:
                 self.path.unlink(missing_ok=True)
             except OSError as error:  # it will be offered again, which changes nothing
-                log.warning("%s: a picture that is stored can't be removed from the spool (%s)", self.job_id, error)
+                its = {"job_id": self.job_id, "attempt": self.attempt}
+                log.warning("a picture that is stored can't be removed from the spool (%s)", error, extra=its)
 
 
 class _Folder:

@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, select, tuple_
 
-from shared import deliveries, guards, jobs, receivers, settings, tickets
+from shared import deliveries, guards, jobs, logs, receivers, settings, tickets
 from shared.announcements import Announcer, Listener, client
 from shared.database import AWAY, Database, now
 from shared.image_store import ImageStore, open_image_store
@@ -28,7 +28,7 @@ from shared.tables import KEYS_KEPT_SECONDS, Billed, Outcome, Status, attempts
 from shared.tables import deliveries as sent
 from shared.tables import idempotency_keys as keys
 from shared.tables import jobs as table
-from worker import presence
+from worker import presence, tallying
 from worker.feed import AT_MOST, Feed, FeedClerk
 from worker.watchdog import Watchdog
 
@@ -83,6 +83,7 @@ class Sweep:
         self._lapsed: dict[Lapsed, float] = {}
         self._lapsed_sending: dict[Lapsed, float] = {}
         self._walked_to = ("", 0)
+        self._repaired = 0  # by the repair that runs now; what is a sweep's daily work counts for nothing
 
     def round(self) -> bool:
         """Every repair once. Returns whether one of them stopped at its limit, so that more is left to do."""
@@ -95,6 +96,7 @@ class Sweep:
             self.forget_old_keys,
             self.forget_dead_workers,
             self.number_events,
+            self.tally,
             self.rescue_deliveries,
             self.ring,
             self.ring_for_deliveries,
@@ -104,8 +106,12 @@ class Sweep:
 
     def _run(self, repair: Callable[[], bool]) -> bool:
         self._go_on()
+        self._repaired = 0
         try:
-            return repair()
+            more = repair()
+            if self._repaired:
+                log.info("repaired", extra={"repair": repair.__name__, "count": self._repaired})
+            return more
         except AWAY as error:
             log.warning("%s: the database is away (%s)", repair.__name__, type(error).__name__)
         except Exception:
@@ -154,16 +160,18 @@ class Sweep:
     def _rescue(self, row: Row[Any]) -> None:
         job_id, fence, attempt = row.id, row.fence, row.attempts
         stored = self._images.of_job(job_id)
-        with self._database.write() as tx:
+        with logs.about(job_id=job_id, attempt=attempt), self._database.write() as tx:
             # Its worker died between storing the picture and saying so: it is paid for, and as good as any.
             for image in stored:
                 if jobs.adopt(tx, image):
+                    self._repaired += 1
                     jobs.close_attempt(tx, job_id, image.attempt, Outcome.succeeded, Billed.yes)
-                    log.info("%s: its stored picture adopted", job_id)
+                    log.info("its stored picture adopted")
             status = jobs.rescue(tx, job_id, fence, max_crashes=self._max_crashes)
             if status is not None:
                 jobs.close_attempt(tx, job_id, attempt, Outcome.unknown, Billed.unknown)
-                log.info("%s: its worker is gone, now %s", job_id, status)
+                self._repaired += 1
+                log.info("its worker is gone, now %s", status)
 
     def expire_too_old(self) -> bool:
         """Jobs that waited longer than they may. Two questions, so that each finds its index."""
@@ -183,7 +191,7 @@ class Sweep:
         for job_id in ids:
             self._go_on()
             with self._database.write() as tx:
-                repair(tx, job_id)
+                self._repaired += bool(repair(tx, job_id))
         return len(ids) == self.LIMIT
 
     def close_abandoned_attempts(self) -> bool:
@@ -197,7 +205,8 @@ class Sweep:
             rows = connection.execute(query).all()
         for row in rows:
             with self._database.write() as tx:
-                jobs.close_attempt(tx, row.job_id, row.number, Outcome.unknown, Billed.unknown)
+                closed = jobs.close_attempt(tx, row.job_id, row.number, Outcome.unknown, Billed.unknown)
+            self._repaired += closed
         return len(rows) == self.LIMIT
 
     def forget_unpointed_images(self) -> bool:
@@ -214,7 +223,9 @@ class Sweep:
                 job = found.get(job_id)
                 if job is None or (job.status in TERMINAL and job.image_attempt != attempt):
                     self._images.remove(job_id, attempt)
-                    log.info("%s: the picture of attempt %d, which nothing points at, removed", job_id, attempt)
+                    self._repaired += 1
+                    its = {"job_id": job_id, "attempt": attempt}
+                    log.info("its picture, which nothing points at, removed", extra=its)
         return False  # no hurry
 
     def forget_old_keys(self) -> bool:
@@ -226,18 +237,22 @@ class Sweep:
         if rows:
             place = tuple_(keys.c.project_id, keys.c.key)
             with self._database.write() as tx:
-                tx.execute(delete(keys).where(place.in_([tuple(row) for row in rows]), old))
+                self._repaired += tx.execute(delete(keys).where(place.in_([tuple(row) for row in rows]), old)).rowcount
         return len(rows) == self.LIMIT
 
     def forget_dead_workers(self) -> bool:
         """Workers that never said goodbye."""
         with self._database.write() as tx:
-            presence.forget_the_dead(tx)
+            self._repaired += presence.forget_the_dead(tx)
         return False
 
     def number_events(self) -> bool:
         """Events get their numbers and lead to deliveries, if nobody did it at once (see `main`)."""
         return self._feed.round() >= AT_MOST
+
+    def tally(self) -> bool:
+        """What /metrics shows of attempts and deliveries; of jobs, whoever numbers their events tallies."""
+        return tallying.fold(self._database)
 
     def rescue_deliveries(self) -> bool:
         """Deliveries whose sender died: they are due again, with the same id."""
@@ -250,7 +265,8 @@ class Sweep:
     def _rescue_delivery(self, row: Row[Any]) -> None:
         with self._database.write() as tx:
             if deliveries.rescue(tx, row):
-                log.info("%s: its sender is gone, it is due again", row.id)
+                self._repaired += 1
+                log.info("its sender is gone, it is due again", extra={"delivery_id": row.id})
 
     def ring_for_deliveries(self) -> bool:
         """Some tickets for what is due now: what was put off, and what a lost ticket did not tell of."""
@@ -272,11 +288,12 @@ class Sweep:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         wanted = settings.load()
     except settings.SettingsError as error:
         sys.exit(f"darkroom sweep can't start:\n{error}")
+    logs.configure(wanted.log_format, "worker-sweep")
+    logs.hide(wanted.secrets)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

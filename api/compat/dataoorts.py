@@ -27,6 +27,7 @@ from api.openapi import KEY, answers
 from api.schemas import NoQuery
 from api.services import Services
 from api.submission import submission_body, submit
+from shared import logs
 from shared.catalogue import MODELS
 from shared.errors import JobErrorCode
 from shared.standing import TERMINAL
@@ -118,6 +119,7 @@ def _serve(services: Services, call: Call, submission: RootModel[Any]) -> Respon
     if made is not None:
         services.bell.ring(made.backend)
     began = time.monotonic()
+    logs.note(job_id=g.job_id)
     row = _wait(services, g.job_id)
     if row.status == Status.succeeded:
         return _picture(services, row, None if asked or has_seed else derived)

@@ -13,6 +13,7 @@ from api.services import Services
 from shared import jobs as life
 from shared.errors import JobErrorCode
 from tests.api.people import Caller, Submit
+from tests.lines import written
 
 JSON = {"Content-Type": "application/json"}
 
@@ -115,18 +116,18 @@ def test_a_request_keeps_its_id_if_it_is_a_sane_one(api: Caller) -> None:
         assert re.fullmatch("[0-9a-f]{32}", fresh)
 
 
-def test_a_fault_of_ours_tells_nothing_and_is_logged(
-    api: Caller, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_fault_of_ours_tells_nothing_and_is_logged(api: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("inner secret")
 
     monkeypatch.setattr(life, "submit", fail)
-    with caplog.at_level(logging.ERROR):
+    with written(level=logging.ERROR) as lines:
         response = api.post("/v1/jobs", json={"input": {"prompt": "the prompt"}})
     body = problem(response, 500, "internal")
     assert "secret" not in response.text
-    assert body["request_id"] in caplog.text and "ZeroDivisionError" in caplog.text and "the prompt" not in caplog.text
+    fault = lines.as_json()[0]
+    assert fault["request_id"] == body["request_id"] and "ZeroDivisionError" in fault["exception"]
+    assert "the prompt" not in lines.getvalue()
 
 
 def test_a_failed_statement_logs_no_prompt(api: Caller, services: Services, caplog: pytest.LogCaptureFixture) -> None:

@@ -66,6 +66,7 @@ def test_it_has_every_route_and_no_other(document: dict[str, Any], app: OpenAPI)
         ("/v1/models", "get"),
         ("/healthz", "get"),
         ("/readyz", "get"),
+        ("/metrics", "get"),
     }
     served = {rule.rule for rule in app.url_map.iter_rules()}
     assert served - {path.replace("{id}", "<id>") for path, _ in described} == {

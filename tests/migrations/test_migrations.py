@@ -5,14 +5,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import text
 
 import migrations
-from shared import settings
+from shared import settings, tallies
 from shared.database import Database
 from shared.tables import metadata
 from tests.servers import PostgresServer
+from worker.feed import Feed
+
+NOW = "2026-11-01 12:00:00.000"
 
 
 def test_tables_and_migrations_agree(database: Database) -> None:
@@ -26,20 +31,70 @@ def test_a_migrated_database_stands_at_the_newest_revision(database: Database) -
         assert migrations.current(connection) == migrations.newest()
 
 
+def empty(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Database:
+    """A database that was never migrated."""
+    if kind == "sqlite":
+        return Database(f"sqlite:///{tmp_path / 'new.db'}")
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return Database(server.url(server.new_database()))
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_two_that_start_at_once_do_no_harm(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if kind == "postgresql":
-        server: PostgresServer = request.getfixturevalue("postgres")
-        url = server.url(server.new_database())
-    else:
-        url = f"sqlite:///{tmp_path / 'new.db'}"
+    database = empty(kind, tmp_path, request)
+    url = database.url
     environ = settings.child_environ({"DARKROOM_DATABASE_URL": url, "DARKROOM_SECRET_KEY": "s" * 32})
     running = [
         subprocess.Popen([sys.executable, "-m", "migrations"], env=environ, stderr=subprocess.PIPE) for _ in range(4)
     ]
     said = [process.communicate(timeout=60)[1].decode() for process in running]
     assert [process.returncode for process in running] == [0] * 4, said
-    database = Database(url)
     with database.read() as connection:
         assert migrations.current(connection) == migrations.newest()
+    database.close()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_who_begins_to_count_in_the_middle_counts_the_queue_right(
+    tmp_path: Path, request: pytest.FixtureRequest, kind: str
+) -> None:
+    """Before the tallies there were jobs: some waiting, some not, some whose latest events have no number yet."""
+    database = empty(kind, tmp_path, request)
+    with database.write() as tx:
+        command.upgrade(migrations._config(tx), "0003")
+    moves = {
+        "waits": ["queued"],
+        "came_back": ["queued", "started", "queued"],
+        "runs": ["queued", "started"],
+        "ended": ["queued", "started", "succeeded"],
+        "new": ["-queued"],
+        "started_since": ["queued", "-started"],
+        "canceled_since": ["queued", "-canceled"],
+    }
+    what = "id, project_id, status, sequence, model, backend_asked, backend, sandbox, input, metadata, warnings, ready"
+    more = "rank, queue_until, fence, attempts, failures, refusals, crashes, created_at, started_at, completed_at"
+    values = ":id, 'prj_a', 'queued', 1, 'm', 'auto', 'dataoorts', :no, '{}', '{}', '[]', :no, 0, :now, 0, 1, 0, 0, 0"
+    a_job = f"INSERT INTO jobs ({what}, {more}) VALUES ({values}, :now, :now, :now)"  # noqa: S608  it is all ours
+    with database.write() as tx:
+        tx.execute(
+            text("INSERT INTO projects (id, name, created_at, feed) VALUES ('prj_a', 'a', :now, 100)"), {"now": NOW}
+        )
+        for number, (name, events) in enumerate(moves.items()):
+            tx.execute(text(a_job), {"id": f"job_{name}", "no": False, "now": NOW})
+            for sequence, event in enumerate(events, 1):
+                row = {"id": f"{name}{sequence}", "job": f"job_{name}", "sequence": sequence, "now": NOW}
+                row |= {"type": f"job.{event.strip('-')}", "number": None if "-" in event else 10 * number + sequence}
+                tx.execute(
+                    text(
+                        "INSERT INTO events (id, subject_id, sequence, project_id, type, data, created_at, number)"
+                        " VALUES (:id, :job, :sequence, 'prj_a', :type, '{\"attempts\": 1}', :now, :number)"
+                    ),
+                    row,
+                )
+    migrations.upgrade(database)
+    assert Feed(database).round() == 3
+    with database.read() as connection:
+        counted = tallies.read(connection)
+    assert counted["queued", "dataoorts"] == 3  # waits, came_back, new
+    assert counted["jobs_submitted",] == counted["jobs_ended", "canceled"] == 1  # since then
     database.close()

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from shared.catalogue import DEFAULT_MODEL
+from shared.logs import TextFormatter
 from tests.servers import free_port
 from tests.worker.pictures import jpeg_of_size, whole
 from tests.worker.stub_vendor import Script, StubVendor, answer, saying, saying_and_closing
@@ -577,7 +578,8 @@ def test_a_fault_of_ours_is_an_outcome_too_and_its_log_does_not_show_the_key(
     monkeypatch.setattr("worker.backends.dataoorts.judge_answer", broken)
     with StubVendor(saying(answer(200, PNG))) as vendor:
         assert failure(ask(connect(vendor.url))) == (Kind.internal, Billed.unknown)
-    assert "a bug with [key]" in caplog.text and KEY not in caplog.text
+    lines = [TextFormatter("worker").format(record) for record in caplog.records]
+    assert "RuntimeError" in "".join(lines) and "judge_answer" in "".join(lines) and KEY not in "".join(lines)
 
 
 def as_json(data: bytes) -> bytes:
@@ -680,3 +682,13 @@ def test_calls_in_a_forked_process_have_a_deadline_too(connect: Connect) -> None
         ours.settimeout(5)
         assert ours.recv(16) == b"unknown"
         os.waitpid(pid, 0)
+
+
+def test_half_a_prompt_that_the_vendor_repeats_stands_in_no_log(
+    connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = json.dumps({"error": "no pictures of Marigold Fitzwilliam… (truncated)"}).encode()
+    prompt = "a portrait of Marigold Fitzwilliam in her garden"
+    with StubVendor(saying(answer(400, body))) as vendor:
+        ask(connect(vendor.url), Request("job_1", DEFAULT_MODEL, {**INPUT, "prompt": prompt}))
+    assert "no pictures of [prompt] [prompt]" in caplog.text and "Marigold" not in caplog.text

@@ -16,6 +16,7 @@ from shared.image_store import DatabaseImageStore
 from shared.progress import Report
 from shared.tables import Outcome, Status, attempts
 from shared.tables import jobs as table
+from tests.lines import written
 from tests.lives import PRICES, an_image, claim_one, job_row, submit
 from tests.worker.scripted import DATA, PICTURE, Answer, ScriptedBackend
 from worker.backends.base import (
@@ -517,3 +518,35 @@ def test_an_attempt_that_was_stopped_counts_as_canceled(bench: Bench) -> None:
     bench.generation(SharingBackend(cancel)).work()
     assert bench.attempt(job.id) == ("canceled", "no")
     assert job_row(bench.database, job.id).status == "canceled"
+
+
+@pytest.mark.parametrize(
+    ("answered", "told"),
+    [
+        (PICTURE, {"outcome": "succeeded", "billed": "yes"}),
+        (Failure(Kind.rejected, Billed.no, "no"), {"outcome": "failed", "billed": "no", "kind": "rejected"}),
+    ],
+)
+def test_an_attempt_that_ended_is_told_in_one_line(bench: Bench, answered: Any, told: dict[str, str]) -> None:
+    job = submit(bench.database, request_id="asked-so")
+    with written() as lines:
+        bench.generation(ScriptedBackend(answered)).work()
+    [line] = lines.as_json(logger="worker.generation")
+    its = {"job_id": job.id, "attempt": 1, "backend": "dataoorts", "request_id": "asked-so"}
+    assert line.items() >= (its | told).items() and 0 <= line["seconds"] < 60
+    assert ("kind" in line) == ("kind" in told)
+
+
+def test_every_line_of_an_attempt_names_its_job_and_none_the_prompt(bench: Bench) -> None:
+    prompt = "a canary that sings"
+    job = submit(bench.database, input={"prompt": prompt})
+
+    def break_off() -> Picture:
+        raise ValueError(f"can't draw {prompt}")
+
+    with written() as lines:
+        bench.generation(ScriptedBackend(break_off)).work()
+    said = lines.as_json()
+    assert [line["message"] for line in said] == ["the attempt broke off", "the attempt ended"]
+    assert {line["job_id"] for line in said} == {job.id}
+    assert "ValueError" in said[0]["exception"] and prompt not in lines.getvalue()

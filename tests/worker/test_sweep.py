@@ -14,6 +14,7 @@ from shared.image_store import DatabaseImageStore
 from shared.jobs import JobError
 from shared.tables import Billed, Status, attempts, events, idempotency_keys
 from shared.tables import jobs as table
+from tests.lines import written
 from tests.lives import SUBMISSION, TERMS, an_image, claim_one, ended, job_row, many, plan, submit
 from worker.feed import Feed
 from worker.sweep import Sweep, queued_and_due
@@ -277,3 +278,31 @@ def test_idempotency_keys_are_forgotten_after_a_day_and_not_before(database: Dat
     assert sweep.forget_old_keys() is False
     with database.read() as connection:
         assert list(connection.scalars(select(idempotency_keys.c.key))) == ["3"]
+
+
+def test_a_repair_that_did_something_is_told_in_one_line_and_one_that_did_nothing_in_none(database: Database) -> None:
+    for _ in range(2):
+        submit(database)
+    with database.write() as tx:
+        tx.execute(update(table).values(queue_until=now(-1)))
+    sweep = a_sweep(database)
+    with written() as lines:
+        sweep.round()
+        sweep.round()
+    [line] = [line for line in lines.as_json(logger="worker.sweep") if line["message"] == "repaired"]
+    assert (line["repair"], line["count"]) == ("expire_too_old", 2)
+
+
+def test_a_rescue_is_told_with_its_job(database: Database) -> None:
+    job = submit(database)
+    claim_one(database)
+    lapse(database)
+    clock = Clock()
+    sweep = a_sweep(database, clock)
+    with written() as lines:
+        sweep.round()
+        clock.time += 6
+        sweep.round()
+    rescued, repaired = lines.as_json(logger="worker.sweep")
+    assert (rescued["job_id"], rescued["attempt"]) == (job.id, 1)
+    assert (repaired["repair"], repaired["count"]) == ("rescue_lapsed", 1)

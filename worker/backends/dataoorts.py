@@ -12,7 +12,6 @@ import ipaddress
 import json
 import logging
 import re
-import traceback
 from collections.abc import Mapping, Sequence
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
@@ -36,7 +35,7 @@ from worker.backends.base import (
     one_line,
 )
 from worker.backends.dataoorts_answers import judge_answer, vendor_words
-from worker.backends.redaction import RedactingFilter, Redaction
+from worker.backends.redaction import RedactingFilter, Redaction, without_words_of
 from worker.deadline import Call, Watchdog, WatchedSession
 from worker.inspector import Inspector, InspectorAway
 from worker.picture import Unfit
@@ -137,7 +136,7 @@ class Dataoorts:
         try:
             facts = self._inspector.inspect(data)
         except Unfit as unfit:
-            log.warning("%s: the vendor's picture is unfit: %s", request.job_id, one_line(str(unfit)))
+            log.warning("the vendor's picture is unfit: %s", one_line(str(unfit)))
             raise Failure(Kind.bad_output, Billed.yes, f"the vendor's picture is unfit: {unfit}") from None
         except InspectorAway as away:
             raise Unjudged(Kind.transient, Billed.yes, f"the picture could not be judged: {away}") from None
@@ -163,8 +162,8 @@ class Dataoorts:
             except Failure as failure:
                 # Without its traceback and causes: they hold the answer's bytes, and our key in the request.
                 return type(failure)(failure.kind, failure.billed, failure.message, failure.retry_after)
-            except Exception:  # noqa: BLE001 - a fault of ours must not be raised: the outcome says what is known of the bill
-                log.error("%s: a fault in the backend\n%s", request.job_id, self._redact(traceback.format_exc()))
+            except Exception:  # a fault of ours must not be raised: the outcome says what is known of the bill
+                log.exception("a fault in the backend")
                 billed = Billed.unknown if call.sent else Billed.no
                 return Failure(Kind.internal, billed, "the backend failed; the fault is ours")
 
@@ -179,10 +178,10 @@ class Dataoorts:
         try:
             data = judge_answer(status, headers, body, redact)
         except Failure as failure:
-            words = one_line(redact(vendor_words(body)))
-            log.warning(
-                "%s: %s, billed %s. The vendor said: %s", request.job_id, failure.message, failure.billed, words
+            told, words = (
+                without_words_of(texts, one_line(redact(said))) for said in (failure.message, vendor_words(body))
             )
+            log.warning("%s, billed %s. The vendor said: %s", told, failure.billed, words)
             raise
         request.received(data)
         return self.judge(request, data)

@@ -5,6 +5,7 @@ import html
 import json
 import logging
 import re
+from collections.abc import Iterable
 from urllib.parse import quote
 
 
@@ -29,6 +30,12 @@ class Redaction:
         if texts:
             words = re.sub(rf"(?<!\w)({'|'.join(texts)})(?!\w)", "[prompt]", words, flags=re.IGNORECASE)
         return self._secret.sub("[key]", words)
+
+
+def without_words_of(texts: Iterable[str], said: str) -> str:
+    """What was said, without any word of these texts: whoever repeats a prompt may repeat a part of it. For logs."""
+    words = {word.lower() for text in texts for word in re.findall(r"\w{4,}", text)}
+    return re.sub(r"\w{4,}", lambda word: "[prompt]" if word[0].lower() in words else word[0], said)
 
 
 class RedactingFilter(logging.Filter):
