@@ -273,6 +273,7 @@ class Sweep:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of each look at where the database stands
     try:
         wanted = settings.load()
     except settings.SettingsError as error:
