@@ -288,6 +288,7 @@ class Sweep:
 
 
 def main() -> None:
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of each look at where the database stands
     try:
         wanted = settings.load()
     except settings.SettingsError as error:

@@ -61,7 +61,7 @@ def lose_worker(run: Run, how: str) -> None:
         system.kill(system.worker)
         system.start(system.worker)
         run.until(
-            "the next one tries to store them",
+            "the next one waits to store them",
             lambda: tries(run) > tried or system.spooled() is None,
             run.quiet_seconds,
         )
@@ -78,8 +78,8 @@ def lose_worker(run: Run, how: str) -> None:
 
 
 def tries(run: Run) -> int:
-    """How often a new worker found pictures and no database."""
-    return run.system.processes.log(run.system.worker).count("can't be offered yet")
+    """How often a new worker found no database: it waits for it before it looks into what a dead one left."""
+    return run.system.processes.log(run.system.worker).count("waiting for the database")
 
 
 def in_flight(run: Run) -> int:
