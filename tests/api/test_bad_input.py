@@ -290,7 +290,13 @@ def test_each_bad_request_is_told_exactly_what_is_wrong_and_changes_nothing(
 
 
 def test_every_code_of_a_refusal_is_in_the_table() -> None:
-    elsewhere = {"internal", "unavailable", "too_many_streams"}  # no mistakes of a request
+    elsewhere = {
+        "internal",
+        "unavailable",
+        "too_many_streams",
+        "queue_full",
+        "unreadable_secret",
+    }  # no mistakes of a request
     assert {bad.code for bad in BAD} == set(KINDS) - elsewhere
     assert len(BAD) >= 60 and len({bad.what for bad in BAD}) == len(BAD)
 

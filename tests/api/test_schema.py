@@ -139,6 +139,7 @@ def with_good_urls(url: str) -> dict[str, Any]:
     return dict(json.loads(requests.get(f"{url}/openapi.json", timeout=30).text, object_hook=of_our_format))
 
 
+@pytest.mark.timeout(400)  # a thousand requests and more, on machines that are busy
 def test_the_document_holds_what_it_promises(url: str) -> None:
     config = schemathesis.Config.from_dict({"base-url": url, **SETTINGS})
     schema = schemathesis.openapi.from_dict(with_good_urls(url), config=config)

@@ -221,7 +221,7 @@ class Vendor:
             self._books.in_flight.remove(request.job_id)
         what = self._chance.random()
         if stopped:
-            call.answer = Failure(Kind.transient, Billed.no, f"attempt {self.attempt} was stopped", retry_after=900)
+            call.answer = Failure(Kind.canceled, Billed.no, f"attempt {self.attempt} was stopped", retry_after=900)
         elif what < 0.05:
             raise Died
         elif what < 0.1:
@@ -230,7 +230,8 @@ class Vendor:
         elif what < 0.5:
             call.answer = drawn(key)
         else:
-            kind, billed = self._chance.choice(list(Kind)), self._chance.choice(list(Billed))
+            kind = self._chance.choice([kind for kind in Kind if kind != Kind.canceled])  # that one is not its to say
+            billed = self._chance.choice(list(Billed))
             # The pause is longer than the test: it ends when _let_time_pass() says so, and at no other moment.
             call.answer = Failure(kind, billed, f"attempt {self.attempt} failed", retry_after=900)
         return [call.answer]
@@ -548,7 +549,7 @@ class End:
         if call is None:
             return Outcome.canceled  # given back, and nothing was sent
         if isinstance(call.answer, Failure):
-            return Outcome.failed
+            return Outcome.canceled if call.answer.kind == Kind.canceled else Outcome.failed
         return Outcome.canceled if self.row.status == Status.canceled else Outcome.succeeded
 
     def what_was_met_with(self) -> Iterator[str]:
@@ -581,7 +582,7 @@ NO_ANSWERS = {JobErrorCode.worker_crashed, JobErrorCode.gave_up, JobErrorCode.ex
 MET = {
     *(f"job.{status}" for status in (Status.succeeded, Status.canceled)),
     *(code for code in JobErrorCode if code != JobErrorCode.internal_error),
-    *(kind for kind in Kind if kind not in (Kind.rejected, Kind.unsafe)),
+    *(kind for kind in Kind if kind not in (Kind.rejected, Kind.unsafe, Kind.canceled)),
     *("rescued", "worker_stopping", "two workers with one job", "a call was stopped", "a late picture"),
     *("a superfluous picture", "a dead worker's picture", "a retry", "a removal"),
 }
