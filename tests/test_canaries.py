@@ -223,6 +223,6 @@ def test_the_passwords_of_stores_that_are_away_stand_in_no_log(running: Service)
     eventually("the API says that the database is away", asked)
     expected = ("api", "worker-dataoorts", "worker-sweep")
     for name in expected:
-        eventually(f"{name} tells of it", lambda name=name: "away" in running.log(name)[marks[name] :])  # type: ignore[misc]
+        eventually(f"{name} tells of it", lambda name=name: "the database" in running.log(name)[marks[name] :])  # type: ignore[misc]
     for name in running._lines:
         assert CANARY not in running.log(name), name
