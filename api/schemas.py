@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic.config import JsonDict
 
+from shared.breaker import Reason, State
 from shared.events import Event
 from shared.image_link import LONGEST_SECONDS, WEBHOOK_SECONDS
 from shared.job_object import Job, Moment
@@ -183,6 +184,14 @@ class EventList(BaseModel):
     )
 
 
+class Breaker(BaseModel):
+    """Whether jobs are given to a backend now. While it is open they wait, and lose none of their attempts."""
+
+    state: State = Field(description="half_open: one job at a time is tried")
+    reason: Reason | None = Field(description="why it opened; null while it is closed")
+    until: Moment | None = Field(description="when the next job is tried, if it is open")
+
+
 class Queue(BaseModel):
     """What waits for a backend, and who works at it."""
 
@@ -191,6 +200,7 @@ class Queue(BaseModel):
     running: int
     slots: int = Field(description="how many jobs its workers can have in hand at once; 0: no worker is there")
     oldest_queued_seconds: float | None
+    breaker: Breaker | None = Field(description="null while Redis is away: nothing is known of it")
 
 
 class QueueList(BaseModel):
@@ -266,6 +276,7 @@ class Checks(BaseModel):
     migrations: Check
     redis: Check
     workers: Check
+    breakers: Check
 
 
 class Readiness(BaseModel):

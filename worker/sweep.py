@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Row, Select, delete, func, select, tuple_
 
 from shared import deliveries, jobs, receivers, settings, tickets
 from shared.announcements import Announcer, Listener, client
+from shared.breaker import BreakerBoard, Standing, State
 from shared.database import AWAY, Database, now
 from shared.image_store import ImageStore, open_image_store
 from shared.receivers import SENDING
@@ -60,6 +61,7 @@ class Sweep:
         feed: Feed,
         *,
         max_crashes: int,
+        breakers: BreakerBoard | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
@@ -69,6 +71,8 @@ class Sweep:
         self._max_crashes = max_crashes
         self._clock = clock
         self._feed = feed
+        self._breakers = breakers
+        self._standings: dict[str, Standing | None] = {}
         self._lapsed: dict[Lapsed, float] = {}
         self._lapsed_sending: dict[Lapsed, float] = {}
         self._walked_to = ("", 0)
@@ -87,6 +91,7 @@ class Sweep:
             self.rescue_deliveries,
             self.ring,
             self.ring_for_deliveries,
+            self.watch_breakers,
         )
         more = [self._run(repair) for repair in repairs]  # each of them, before any() stops at the first
         return any(more)
@@ -244,6 +249,22 @@ class Sweep:
                 self._bell.ring(backend, waiting)
         return False
 
+    def watch_breakers(self) -> bool:
+        """No repair: say once which backend gets no jobs, and why, and when it gets them again."""
+        if self._breakers is None:
+            return False
+        for backend, standing in self._breakers.read(self._backends).items():
+            before = self._standings.get(backend)
+            if standing is None:
+                continue
+            self._standings[backend] = standing
+            if standing.state == State.closed:
+                if before is not None and before.state != State.closed:
+                    log.warning("%s: its breaker is closed again (it was %s)", backend, before.reason)
+            elif before is None or before.reason != standing.reason:
+                log.warning("%s: its breaker is open (%s): its jobs wait", backend, standing.reason)
+        return False
+
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
@@ -262,7 +283,8 @@ def main() -> None:
     bell = tickets.Bell(tickets.broker(wanted))
     feed = Feed(database, lambda planned: bell.ring(tickets.DELIVERIES, planned))
     images = open_image_store(wanted.image_store, database)
-    sweep = Sweep(database, images, bell, wanted.backends, feed, max_crashes=wanted.max_crashes)
+    breakers = BreakerBoard(client(wanted))
+    sweep = Sweep(database, images, bell, wanted.backends, feed, max_crashes=wanted.max_crashes, breakers=breakers)
     clerk = FeedClerk(feed, lambda heard: Listener(client(wanted), heard))
     clerk.start()
     log.info("sweeping every second")

@@ -11,11 +11,15 @@ from sqlalchemy import insert, text, update
 
 from api.app import create_app
 from api.services import Services
+from shared.breaker import Breaker, Reason, key, written
 from shared.database import now
 from shared.settings import Settings
 from shared.tables import workers
 from tests.api.people import KEY, Caller, client_with, on_sqlite
 from tests.servers import RedisServer, free_port
+
+#: What is checked, where all is well but that no worker is there.
+WITHOUT_WORKERS = {"database": "ok", "migrations": "ok", "redis": "ok", "workers": "degraded", "breakers": "ok"}
 
 
 def ready(api: Caller) -> tuple[int, dict[str, str]]:
@@ -26,13 +30,19 @@ def ready(api: Caller) -> tuple[int, dict[str, str]]:
 
 def test_both_answer_without_a_key(stranger: Caller) -> None:
     assert stranger.get("/healthz").json == {"status": "ok"}
-    assert ready(stranger) == (200, {"database": "ok", "migrations": "ok", "redis": "ok", "workers": "degraded"})
+    assert ready(stranger) == (
+        200,
+        {"database": "ok", "migrations": "ok", "redis": "ok", "workers": "degraded", "breakers": "ok"},
+    )
 
 
 def test_a_database_at_another_revision_is_not_ready(stranger: Caller, services: Services) -> None:
     with services.database.write() as tx:
         tx.execute(text("UPDATE alembic_version SET version_num = '0000'"))
-    assert ready(stranger) == (503, {"database": "ok", "migrations": "failed", "redis": "ok", "workers": "degraded"})
+    assert ready(stranger) == (
+        503,
+        {"database": "ok", "migrations": "failed", "redis": "ok", "workers": "degraded", "breakers": "ok"},
+    )
     assert stranger.get("/healthz").status_code == 200
 
 
@@ -46,6 +56,17 @@ def test_a_worker_of_each_backend_is_looked_for(stranger: Caller, services: Serv
     assert ready(stranger)[1]["workers"] == "degraded"
 
 
+@on_sqlite
+@pytest.mark.parametrize("until", [0.0, 60.0])
+def test_a_breaker_that_is_not_closed_is_told_and_takes_nobody_away(
+    stranger: Caller, services: Services, until: float
+) -> None:
+    moment = services.redis.time()[0] + until
+    services.redis.set(key("dataoorts"), written(Breaker(turns=1, reason=Reason.failing, until=moment)))
+    status, checks = ready(stranger)
+    assert (status, checks["breakers"], checks["redis"]) == (200, "degraded", "ok")
+
+
 @pytest.fixture
 def settings_without_a_database(redis_url: str) -> Settings:
     url = "postgresql://nobody@127.0.0.1:1/none"
@@ -54,7 +75,10 @@ def settings_without_a_database(redis_url: str) -> Settings:
 
 def test_without_a_database_it_starts_and_says_so(settings_without_a_database: Settings) -> None:
     api = client_with(create_app(settings_without_a_database), KEY)
-    assert ready(api) == (503, {"database": "failed", "migrations": "failed", "redis": "ok", "workers": "degraded"})
+    assert ready(api) == (
+        503,
+        {"database": "failed", "migrations": "failed", "redis": "ok", "workers": "degraded", "breakers": "ok"},
+    )
     response = api.get("/v1/jobs")
     assert response.status_code == 503 and response.json["code"] == "unavailable" and response.json["retryable"]
     assert response.headers["Retry-After"] == "5"
@@ -105,5 +129,8 @@ def assert_nobody_is_held_up(settings: Settings, patience: list[float | None]) -
     api = client_with(create_app(settings), KEY)
     assert api.post("/v1/jobs", json={"input": {"prompt": "a cat"}}).status_code == 202
     assert patience == []
-    assert ready(api) == (200, {"database": "ok", "migrations": "ok", "redis": "degraded", "workers": "degraded"})
+    assert ready(api) == (
+        200,
+        {"database": "ok", "migrations": "ok", "redis": "degraded", "workers": "degraded", "breakers": "degraded"},
+    )
     assert patience == [0.5]
