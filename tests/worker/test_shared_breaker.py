@@ -18,6 +18,7 @@ from redis.retry import Retry
 
 from shared import breaker as shape
 from shared.breaker import BreakerBoard, Reason, State
+from tests.breakers import pass_time, stored
 from tests.servers import RedisServer, free_port
 from worker.backends.base import Billed, Failure, Kind
 from worker.breaker import ENOUGH_FAILURES, Permit
@@ -50,10 +51,6 @@ def a_breaker(client: Redis | None, clock: list[float]) -> SharedBreaker:
     return SharedBreaker("dataoorts", client, clock=lambda: clock[0])
 
 
-def stored(client: Redis) -> shape.Breaker | None:
-    return shape.read(client.get(KEY))  # type: ignore[arg-type]  # bytes: it decodes nothing
-
-
 def tell(asked: list[None], pipeline: Callable[..., Any]) -> Callable[..., Any]:
     """As `pipeline`, and it is written down that it was asked for."""
 
@@ -62,25 +59,6 @@ def tell(asked: list[None], pipeline: Callable[..., Any]) -> Callable[..., Any]:
         return pipeline(*args, **named)
 
     return told
-
-
-def pass_time(client: Redis, seconds: float) -> None:
-    """What the breaker waits for is so much nearer."""
-    breaker = stored(client)
-    assert breaker is not None
-    moved = shape.written(
-        shape.Breaker(
-            breaker.turns,
-            breaker.reason,
-            breaker.until - seconds,
-            breaker.probe,
-            breaker.probe_until - seconds,
-            breaker.recent,
-            breaker.failed_at - seconds,
-            None if breaker.closed_at is None else breaker.closed_at - seconds,
-        )
-    )
-    client.set(KEY, moved)
 
 
 def fail(breaker: SharedBreaker, times: int, failure: Failure = FAILED) -> None:
