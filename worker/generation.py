@@ -180,7 +180,8 @@ class Generation:
             return failure
 
     def _give_back(self, claim: Claim, failure: Failure, verdict: Verdict) -> None:
-        excused = retry.excuses(failure.billed, verdict.excused, failed_before=claim.failures + claim.refusals > 0)
+        failed_before = claim.failures + claim.refusals > 0
+        excused = self._backend.capabilities.hosted and retry.excuses(failure.billed, verdict.excused, failed_before)
         decision = retry.decide(
             failure.kind,
             failures=claim.failures + (1 if retry.counts(failure.kind, excused) else 0),

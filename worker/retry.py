@@ -21,9 +21,10 @@ longer, so that a thousand jobs don't come back in the same instant. NaN and neg
 What counts was answered, and may cost money, so it is bounded in number; there full jitter spreads best. What does
 not count is bounded in time alone, so its pause has a floor: without one it would be a loop that knocks without rest.
 
-A `transient` failure is excused if it is known to cost nothing, and may have been the backend's own: the breaker is
-open, the call was its probe, the call that ended before it failed too, or it is the first that befell this job (an
-outage begins with one). So an outage burns no attempt; a job that fails alone, while others succeed, has one try more.
+A `transient` failure of a hosted backend is excused if it costs nothing, and may have been the backend's own: the
+breaker is open, the call was its probe, the call that ended before it failed too, or it is the first that befell this
+job (an outage begins with one). So an outage burns no attempt; a job that fails alone, while others succeed, has one
+try more.
 What may have to be paid always counts: each job has at most max_attempts such bills, however long an outage is.
 
 While the breaker is open, its pause takes the place of a shorter one. A job that failed comes back a little after it,

@@ -72,7 +72,6 @@ class SharedBreaker:
         """How many jobs may be claimed now. A permit for a probe must be used, or given back with `withdraw`."""
         permit = self._change(partial(rules.admit, wanted=wanted, in_hand=in_hand, name=uuid4().hex))
         if permit.probe is not None:
-            log.info("%s: a probe is sent to see whether the backend is well again", self._backend)
             self._keep(permit.probe)
         return permit
 

@@ -442,6 +442,18 @@ def test_a_job_that_fails_alone_is_bounded_by_max_attempts(bench: Bench, clock: 
     assert queued(bench) == []
 
 
+def test_a_backend_of_ones_own_answers_for_every_failure(bench: Bench, clock: Clock) -> None:
+    job = submit(bench.database)
+    backend = ScriptedBackend(OUTAGE)
+    backend.capabilities = replace(backend.capabilities, hosted=False)
+    generation = bench.generation(backend, breaker=breaker_of(clock))
+    for _ in range(10):
+        generation.work()
+        bench.make_due()
+    row = job_row(bench.database, job.id)
+    assert (row.status, row.error["code"], row.attempts) == ("failed", "backend_unavailable", 3)
+
+
 def test_a_job_that_always_fails_does_not_keep_the_breaker_open(bench: Bench, clock: Clock) -> None:
     bad = submit(bench.database)
 
