@@ -78,7 +78,9 @@ def admit(breaker: Breaker, now: float, wanted: int, in_hand: int, name: str) ->
         return breaker, Permit(min(wanted, max(_slots(breaker, now) - in_hand, 0)), breaker.turns)
     if wanted < 1 or breaker.open_for(now) or breaker.is_probed(now):
         return breaker, Permit(0, breaker.turns)
-    return replace(breaker, probe=name, probe_until=now + PROBE_SECONDS), Permit(1, breaker.turns, name)
+    # Its pause is over, also by a clock that was set back since: it does not begin again if the probe's worker dies.
+    probed = replace(breaker, until=min(breaker.until, now), probe=name, probe_until=now + PROBE_SECONDS)
+    return probed, Permit(1, breaker.turns, name)
 
 
 def renew(breaker: Breaker, now: float, name: str) -> tuple[Breaker, bool]:
@@ -123,7 +125,7 @@ def _while_closed(breaker: Breaker, now: float, failure: Failure | None) -> Brea
 
 
 def _while_open(breaker: Breaker, now: float, permit: Permit, failure: Failure | None) -> Breaker:
-    is_probe = permit.probe is not None and permit.turn == breaker.turns
+    is_probe = permit.probe is not None
     if is_probe and (failure is None or failure.kind in _JUDGED):
         return Breaker(breaker.turns + 1, closed_at=now)
     if failure is None:
