@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -118,6 +119,24 @@ def test_as_long_as_the_backend_is_well_redis_is_asked_once_a_second(
     breaker.admit(1, 0)
     assert len(asked) == 2
     assert client.get(KEY) is None, "there is nothing to be written down"
+
+
+@pytest.mark.parametrize("wrong", [-3600.0, 3600.0])
+def test_a_worker_whose_clock_is_wrong_goes_by_the_clock_of_redis(
+    client: Redis, clock: list[float], monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    right = time.time()
+    monkeypatch.setattr("worker.shared_breaker.time.time", lambda: right + wrong)
+    breaker = a_breaker(client, clock)
+    fail(breaker, 1, REFUSED)
+    assert breaker.admit(1, 0).calls == 0
+    verdict = breaker.ended(Permit(1), REFUSED)
+    assert verdict.open_for is not None and 0 < verdict.open_for <= 60
+    found = stored(client)
+    assert found is not None and found.open_for(client.time()[0]) > 0
+    clock[0] += 60
+    permit = breaker.admit(1, 0)  # its monotonic clock went on, that of Redis did not
+    assert permit.calls == 0
 
 
 def test_of_many_workers_that_would_probe_one_does(client: Redis) -> None:
