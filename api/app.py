@@ -37,6 +37,7 @@ from api.waiting import Waiting, standing
 from api.webhook_shapes import BODIES
 from shared import guards, logs, progress
 from shared.announcements import Announcer, Listener, client
+from shared.breaker import BreakerBoard
 from shared.catalogue import MODELS
 from shared.database import Database
 from shared.image_store import open_image_store
@@ -98,6 +99,7 @@ def open_services(settings: Settings) -> Services:
         depth=Depth(database, forecast, settings.backends, settings.max_queued),
         keys=Keys(database, settings),
         progress=progress.ProgressBoard(redis),
+        breakers=BreakerBoard(redis),
         redis=redis,
     )
 

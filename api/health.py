@@ -1,5 +1,6 @@
 """Whether this process answers, and whether it can do its work. Without a key."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 import redis
@@ -12,6 +13,7 @@ from api.forecast import present
 from api.openapi import answers
 from api.schemas import Check, Checks, Health, NoQuery, Readiness
 from api.services import Services
+from shared.breaker import BreakerBoard, State
 from shared.database import AWAY
 from shared.present import SWEEP
 from shared.tickets import DELIVERIES
@@ -34,13 +36,16 @@ def routes(services: Services) -> APIBlueprint:
         "/readyz",
         operation_id="readyz",
         summary="Can it do its work?",
-        description="503 unless the database answers and is migrated. Without Redis, or without a worker of each "
-        "backend, jobs are taken and wait; one that makes no progress counts as not there.",
+        description="503 unless the database answers and is migrated. Without Redis, without a worker of each "
+        "backend, or while the breaker of one is not closed, jobs are taken and wait; a worker that makes no progress "
+        "counts as not there.",
         responses=answers({200: Readiness, 503: Readiness}, refusals=(422,)),
     )
     def readyz(query: NoQuery) -> Response:
         checks = _ask_database(services, newest)
         checks.redis = _ask_redis(services.redis)
+        if checks.redis == "ok":  # else nobody is to wait for it a second time
+            checks.breakers = _ask_breakers(services.breakers, services.settings.backends)
         ready = checks.database == checks.migrations == "ok"
         body = Readiness(status="ready" if ready else "not_ready", checks=checks)
         return Response(body.model_dump_json(), 200 if ready else 503, content_type="application/json")
@@ -56,6 +61,7 @@ def _ask_database(services: Services, newest: str) -> Checks:
         workers="degraded",
         senders="degraded",
         sweep="degraded",
+        breakers="degraded",
     )
     with suppress(*AWAY), services.database.read() as connection:
         checks.database = "ok"
@@ -70,6 +76,13 @@ def _ask_database(services: Services, newest: str) -> Checks:
             checks.senders = are_there(DELIVERIES)
             checks.sweep = are_there(SWEEP)
     return checks
+
+
+def _ask_breakers(board: BreakerBoard, backends: Sequence[str]) -> Check:
+    standings = board.read(backends).values()
+    return (
+        "ok" if all(standing is not None and standing.state == State.closed for standing in standings) else "degraded"
+    )
 
 
 def _ask_redis(client: redis.Redis) -> Check:

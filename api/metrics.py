@@ -24,6 +24,7 @@ from api.openapi import answers
 from api.schemas import NoQuery
 from api.services import Services
 from shared import tallies
+from shared.breaker import Reason, Standing
 from shared.database import now
 from shared.standing import CLAIMABLE, TERMINAL, is_status
 from shared.tables import DeliveryStatus, Outcome, Status, TryOutcome, events, jobs, workers
@@ -54,7 +55,8 @@ def routes(services: Services, version: str) -> APIBlueprint:
             raise Refused("unavailable", "The database is not migrated yet.", headers={"Retry-After": "5"}) from None
         build = {"version": version, "python": platform.python_version()}
         database = "sqlite" if services.database.is_sqlite else "postgresql"
-        text = _as_text([*_families(view), _info("darkroom_build", {**build, "database": database})])
+        breakers = _breakers(services.breakers.read(settings.backends))
+        text = _as_text([*_families(view), breakers, _info("darkroom_build", {**build, "database": database})])
         return Response(text, content_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     return blueprint
@@ -121,6 +123,19 @@ def _families(view: _View) -> Iterator[Metric]:
     # In the order in which they are read. Each family says everything of its kind; a new kind is one more line here.
     for families in (_jobs, _queue, _attempts, _workers, _deliveries):
         yield from families(view)
+
+
+def _breakers(standings: Mapping[str, Standing | None]) -> Metric:
+    """Nothing is said of one while Redis, which knows, is away."""
+    family = GaugeMetricFamily(
+        "darkroom_breaker_open",
+        "1 while no job of the backend is claimed, or a single one to find out, for this reason.",
+        labels=("backend", "reason"),
+    )
+    for backend, standing in standings.items():
+        for reason in Reason if standing is not None else ():
+            family.add_metric((backend, reason), float(standing is not None and standing.reason == reason))
+    return family
 
 
 def _jobs(view: _View) -> Iterator[Metric]:

@@ -7,8 +7,9 @@ from sqlalchemy import Connection, func, select
 
 from api.forecast import present
 from api.openapi import KEY, answers
-from api.schemas import NoQuery, Queue, QueueList
+from api.schemas import Breaker, NoQuery, Queue, QueueList
 from api.services import Services
+from shared.breaker import Standing
 from shared.database import now
 from shared.standing import is_status
 from shared.tables import Status, jobs
@@ -25,14 +26,17 @@ def routes(services: Services) -> APIBlueprint:
         responses=answers({200: QueueList}, refusals=(401, 406, 422)),
     )
     def get_queue(query: NoQuery) -> Response:
+        breakers = services.breakers.read(settings.backends)
         with services.database.read() as connection:
-            queues = [_queue(connection, backend, settings.lease_seconds) for backend in settings.backends]
+            queues = [
+                _queue(connection, backend, settings.lease_seconds, breakers[backend]) for backend in settings.backends
+            ]
         return Response(QueueList(data=queues).model_dump_json(), content_type="application/json")
 
     return blueprint
 
 
-def _queue(connection: Connection, backend: str, lease_seconds: float) -> Queue:
+def _queue(connection: Connection, backend: str, lease_seconds: float, breaker: Standing | None) -> Queue:
     def count(status: Status) -> int:
         query = select(func.count()).select_from(jobs).where(jobs.c.backend == backend, is_status(status))
         return connection.scalar(query) or 0
@@ -50,4 +54,5 @@ def _queue(connection: Connection, backend: str, lease_seconds: float) -> Queue:
         in_hand=there.in_hand,
         stuck=there.stuck,
         oldest_queued_seconds=None if oldest is None else max((oldest.now - oldest.created_at).total_seconds(), 0.0),
+        breaker=None if breaker is None else Breaker(state=breaker.state, reason=breaker.reason, until=breaker.until),
     )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic.config import JsonDict
 
+from shared.breaker import Reason, State
 from shared.events import Event
 from shared.image_link import LONGEST_SECONDS, WEBHOOK_SECONDS
 from shared.job_object import Job, Moment
@@ -183,6 +184,14 @@ class EventList(BaseModel):
     )
 
 
+class Breaker(BaseModel):
+    """Whether jobs are given to a backend now. While it is open they wait, and lose none of their attempts."""
+
+    state: State = Field(description="half_open: one job at a time is tried")
+    reason: Reason | None = Field(description="why it opened; null while it is closed")
+    until: Moment | None = Field(description="when the next job is tried, if it is open")
+
+
 class Queue(BaseModel):
     """What waits for a backend, and who works at it."""
 
@@ -196,6 +205,7 @@ class Queue(BaseModel):
         description="how many workers are there and make no progress: they are about to be started again"
     )
     oldest_queued_seconds: float | None
+    breaker: Breaker | None = Field(description="null while Redis is away: nothing is known of it")
 
 
 class QueueList(BaseModel):
@@ -273,6 +283,7 @@ class Checks(BaseModel):
     workers: Check = Field(description="one that makes progress is there for each backend")
     senders: Check = Field(description="one of those that send webhooks is there")
     sweep: Check = Field(description="what a crash or a lost message leaves behind is being looked for")
+    breakers: Check = Field(description="none of a backend's is open")
 
 
 class Readiness(BaseModel):

@@ -9,6 +9,7 @@ from api.depth import Depth
 from api.forecast import Forecast
 from api.waiting import Waiting
 from shared.announcements import Announcer
+from shared.breaker import BreakerBoard
 from shared.database import Database
 from shared.image_store import ImageStore
 from shared.progress import ProgressBoard
@@ -28,7 +29,8 @@ class Services:
     depth: Depth
     keys: Keys
     progress: ProgressBoard
-    #: For the readiness check and the progress; the bell and the announcements have their own ways to Redis.
+    breakers: BreakerBoard
+    #: For the readiness check, progress and breakers; the bell and the announcements have their own ways to Redis.
     redis: Redis
 
     def close(self) -> None:

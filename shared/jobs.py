@@ -290,7 +290,7 @@ def rescue(tx: Connection, job_id: str, fence: int, *, max_crashes: int) -> Stat
 
 def expire(tx: Connection, job_id: str) -> Status | None:
     """A job that waited too long ends: `expired` if it was never tried, else `failed`. None if it is not too old."""
-    never = "It waited longer than it may before its first attempt. Nothing was sent and nothing is billed."
+    never = "It waited longer than it may, and no backend took it. Nothing is billed."
     error = JobError(JobErrorCode.expired, never, True, Billed.no)
     if moves.EXPIRE.make(tx, job_id, error=error.as_json()) is not None:
         return Status.expired

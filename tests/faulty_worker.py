@@ -21,10 +21,10 @@ def fails_in_the_backend(request: Request) -> bytes:
     return _content(request)
 
 
-def fails_beyond_the_attempt(self: Generation, claim: Any, failure: Any) -> None:
+def fails_beyond_the_attempt(self: Generation, claim: Any, failure: Any, verdict: Any) -> None:
     if "[fault:beyond]" in claim.input["prompt"]:
         raise KeyError(claim.input["prompt"])
-    _give_back(self, claim, failure)
+    _give_back(self, claim, failure, verdict)
 
 
 def fails_in_the_sender(self: Sender, claim: Any) -> Any:

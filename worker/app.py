@@ -38,6 +38,7 @@ from worker.posting import Poster
 from worker.presence import Progress
 from worker.recovery import Recovery
 from worker.sender import Sender
+from worker.shared_breaker import SharedBreaker
 from worker.slots import Slots
 from worker.spool import Spool
 from worker.watchdog import Watchdog
@@ -82,6 +83,7 @@ class Worker:
         self.database.after_commit = self.announcer.tell
         self.progress = ProgressTeller(client(wanted))
         self.bell = tickets.Bell(tickets.broker(wanted))
+        for_breakers = client(wanted, timeout_seconds=0.5)
         images = open_image_store(wanted.image_store, self.database)
         self.leases = Leases(self.database, wanted.lease_seconds, self._present)
         self.backends = [_backend(name, wanted, slots) for name in wanted.backends if tickets.queue_of(name) in queues]
@@ -105,6 +107,9 @@ class Worker:
                 lease_seconds=wanted.lease_seconds,
                 stopping=self.stopping,
                 spool=self.spools[backend.name],
+                breaker=SharedBreaker(
+                    backend.name, for_breakers, closed=partial(self.bell.ring, backend.name, tickets.ENOUGH)
+                ),
                 may_claim=partial(self._may_claim, self.recoveries[backend.name]),
                 more=partial(self.bell.ring, backend.name),
                 tell=self.progress.tell,

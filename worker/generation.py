@@ -19,9 +19,11 @@ from shared.progress import Report
 from shared.tables import Billed, Outcome
 from worker import retry
 from worker.backends.base import Backend, Failure, Kind, Picture, Request, Unjudged
+from worker.breaker import Permit, Verdict
 from worker.claims import Claims
 from worker.closing import Closing, outcome_of
 from worker.leases import Leases
+from worker.shared_breaker import SharedBreaker
 from worker.slots import Slots
 from worker.spool import Entry, Spool
 
@@ -56,6 +58,7 @@ class Generation:
         lease_seconds: float,
         stopping: threading.Event,
         spool: Spool | None = None,
+        breaker: SharedBreaker | None = None,
         may_claim: Callable[[], bool] = lambda: True,
         more: Callable[[int], None] = lambda jobs: None,
         tell: Callable[[str, Report], None] = lambda job_id, report: None,
@@ -63,7 +66,8 @@ class Generation:
     ) -> None:
         """`prices`: millionths of a dollar an image, by model. `stopping`: set once the process was asked to stop.
 
-        `spool`: where pictures are safe as soon as they are received; None: nowhere. `may_claim`: asked before a claim.
+        `spool`: where pictures are safe as soon as they are received; None: nowhere. `breaker`: the backend's, asked
+        before a claim; None: one of this process alone. `may_claim`: asked too, about what is not the backend's.
         `more`: called with how many jobs were claimed when there may be more. `tell`: how far a job is.
         `slots`: what is told of each step.
         """
@@ -76,6 +80,8 @@ class Generation:
         self._more = more
         self._tell = tell
         self._in_hand: dict[tuple[str, int], Mapping[str, Any]] = {}
+        self._breaker = breaker or SharedBreaker(backend.name)
+        self._permits: dict[tuple[str, int], Permit] = {}
         self._max_attempts = max_attempts
         self._stopping = stopping
         self._keep = spool.keep if spool is not None else Entry
@@ -92,10 +98,20 @@ class Generation:
                 slot.end()
 
     def _take(self, limit: int) -> list[Claim]:
-        compatible = self._backend.compatible(list(self._in_hand.values()))
-        with self._database.write() as tx:
-            claims = jobs.claim(tx, self._backend.name, self._terms, limit=limit, compatible=compatible)
-        self._in_hand.update({(claim.job_id, claim.fence): claim.input for claim in claims})
+        permit = self._breaker.admit(limit, len(self._in_hand))
+        if not permit.calls:
+            return []
+        claims: list[Claim] = []
+        try:
+            compatible = self._backend.compatible(list(self._in_hand.values()))
+            with self._database.write() as tx:
+                claims = jobs.claim(tx, self._backend.name, self._terms, limit=permit.calls, compatible=compatible)
+        finally:
+            if not claims:
+                self._breaker.withdraw(permit)
+        for claim in claims:
+            self._in_hand[claim.job_id, claim.fence] = claim.input
+            self._permits[claim.job_id, claim.fence] = permit
         return claims
 
     @property
@@ -110,6 +126,7 @@ class Generation:
 
     def run_attempt(self, claim: Claim) -> None:
         """From a claim to its end, whatever that is."""
+        permit = self._permits.pop((claim.job_id, claim.fence), Permit(1))
         its = {"job_id": claim.job_id, "attempt": claim.attempt, "request_id": claim.request_id}
         with logs.about(**its, backend=self._backend.name), self._leases.holding(claim), suppress(_LeftOnTheSpool):
             began = time.monotonic()
@@ -119,7 +136,9 @@ class Generation:
                     _tell(Outcome.canceled, Billed.no, "stopping", 0.0)
                     return
                 outcome, entry = self._generate(claim)
+                verdict = self._breaker.ended(permit, None if isinstance(outcome, Picture | Unjudged) else outcome)
             finally:
+                self._breaker.withdraw(permit)
                 self._let_go(claim)
             if isinstance(outcome, Unjudged) and entry is not None:
                 outcome = self._until_done(lambda: self._judge(claim, entry.data), entry)
@@ -131,7 +150,7 @@ class Generation:
                 _tell(outcome_of(status), Billed.yes, None, time.monotonic() - began)
             else:
                 failure = outcome
-                self._until_done(lambda: self._give_back(claim, failure), entry)
+                self._until_done(lambda: self._give_back(claim, failure, verdict), entry)
                 _tell(Outcome.failed, failure.billed, failure.kind, time.monotonic() - began)
             if entry is not None:
                 entry.remove()  # after the commit that made it unnecessary
@@ -174,14 +193,18 @@ class Generation:
         except Failure as failure:
             return failure
 
-    def _give_back(self, claim: Claim, failure: Failure) -> None:
+    def _give_back(self, claim: Claim, failure: Failure, verdict: Verdict) -> None:
+        failed_before = claim.failures + claim.refusals > 0
+        excused = self._backend.capabilities.hosted and retry.excuses(failure.billed, verdict.excused, failed_before)
         decision = retry.decide(
             failure.kind,
-            failures=claim.failures + (1 if retry.counts(failure.kind) else 0),
+            failures=claim.failures + (1 if retry.counts(failure.kind, excused) else 0),
             max_attempts=self._max_attempts,
             not_accepted_in_a_row=claim.refusals + 1,
             retry_after=failure.retry_after,
             jitter=random.random(),
+            excused=excused,
+            open_for=verdict.open_for,
         )
 
         def move(tx: Connection) -> None:

@@ -19,6 +19,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, sel
 
 from shared import deliveries, guards, jobs, logs, receivers, settings, tickets
 from shared.announcements import Announcer, Listener, client
+from shared.breaker import BreakerBoard, Standing, State
 from shared.database import AWAY, Database, now
 from shared.image_store import ImageStore, open_image_store
 from shared.present import SWEEP
@@ -66,6 +67,7 @@ class Sweep:
         feed: Feed,
         *,
         max_crashes: int,
+        breakers: BreakerBoard | None = None,
         clock: Callable[[], float] = time.monotonic,
         present: Callable[[Connection], None] | None = None,
     ) -> None:
@@ -80,6 +82,8 @@ class Sweep:
         self._present = present
         self._shown_at = -math.inf
         self.turns = 0
+        self._breakers = breakers
+        self._standings: dict[str, Standing | None] = {}
         self._lapsed: dict[Lapsed, float] = {}
         self._lapsed_sending: dict[Lapsed, float] = {}
         self._walked_to = ("", 0)
@@ -100,6 +104,7 @@ class Sweep:
             self.rescue_deliveries,
             self.ring,
             self.ring_for_deliveries,
+            self.watch_breakers,
         )
         more = [self._run(repair) for repair in repairs]  # each of them, before any() stops at the first
         return any(more)
@@ -286,6 +291,22 @@ class Sweep:
                 self._bell.ring(backend, waiting)
         return False
 
+    def watch_breakers(self) -> bool:
+        """No repair: say once which backend gets no jobs, and why, and when it gets them again."""
+        if self._breakers is None:
+            return False
+        for backend, standing in self._breakers.read(self._backends).items():
+            before = self._standings.get(backend)
+            if standing is None:
+                continue
+            self._standings[backend] = standing
+            if standing.state == State.closed:
+                if before is not None and before.state != State.closed:
+                    log.warning("%s: its breaker is closed again (it was %s)", backend, before.reason)
+            elif before is None or before.reason != standing.reason:
+                log.warning("%s: its breaker is open (%s): its jobs wait", backend, standing.reason)
+        return False
+
 
 def main() -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of each look at where the database stands
@@ -320,6 +341,7 @@ def main() -> None:
         feed,
         max_crashes=wanted.max_crashes,
         present=lambda tx: presence.show(tx, name, SWEEP, 0, None),
+        breakers=BreakerBoard(client(wanted)),
     )
     watchdog = Watchdog(turns=lambda: sweep.turns, stopping=stop)
     clerk = FeedClerk(feed, lambda heard: Listener(client(wanted), heard))

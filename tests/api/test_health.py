@@ -11,6 +11,7 @@ from sqlalchemy import insert, text, update
 
 from api.app import create_app
 from api.services import Services
+from shared.breaker import Breaker, Reason, key, written
 from shared.database import now
 from shared.settings import Settings
 from shared.tables import workers
@@ -20,7 +21,10 @@ from worker import presence
 from worker.presence import Progress
 
 #: Nothing but the API runs in these tests.
-NOBODY = {"senders": "degraded", "sweep": "degraded"}
+NOBODY = {"workers": "degraded", "senders": "degraded", "sweep": "degraded"}
+
+#: What is checked, where all is well but that no worker is there.
+WITHOUT_WORKERS = {"database": "ok", "migrations": "ok", "redis": "ok", "breakers": "ok", **NOBODY}
 
 
 def ready(api: Caller) -> tuple[int, dict[str, str]]:
@@ -33,7 +37,7 @@ def test_both_answer_without_a_key(stranger: Caller) -> None:
     assert stranger.get("/healthz").json == {"status": "ok"}
     assert ready(stranger) == (
         200,
-        {"database": "ok", "migrations": "ok", "redis": "ok", "workers": "degraded", **NOBODY},
+        {"database": "ok", "migrations": "ok", "redis": "ok", "breakers": "ok", **NOBODY},
     )
 
 
@@ -42,7 +46,7 @@ def test_a_database_at_another_revision_is_not_ready(stranger: Caller, services:
         tx.execute(text("UPDATE alembic_version SET version_num = '0000'"))
     assert ready(stranger) == (
         503,
-        {"database": "ok", "migrations": "failed", "redis": "ok", "workers": "degraded", **NOBODY},
+        {"database": "ok", "migrations": "failed", "redis": "ok", "breakers": "ok", **NOBODY},
     )
     assert stranger.get("/healthz").status_code == 200
 
@@ -79,6 +83,16 @@ def test_senders_and_sweep_are_looked_for(stranger: Caller, services: Services) 
         assert ready(stranger)[1][name] == "degraded"
 
 
+@pytest.mark.parametrize("until", [0.0, 60.0])
+def test_a_breaker_that_is_not_closed_is_told_and_takes_nobody_away(
+    stranger: Caller, services: Services, until: float
+) -> None:
+    moment = services.redis.time()[0] + until
+    services.redis.set(key("dataoorts"), written(Breaker(turns=1, reason=Reason.failing, until=moment)))
+    status, checks = ready(stranger)
+    assert (status, checks["breakers"], checks["redis"]) == (200, "degraded", "ok")
+
+
 @pytest.fixture
 def settings_without_a_database(redis_url: str) -> Settings:
     url = "postgresql://nobody@127.0.0.1:1/none"
@@ -89,7 +103,14 @@ def test_without_a_database_it_starts_and_says_so(settings_without_a_database: S
     api = client_with(create_app(settings_without_a_database), KEY)
     assert ready(api) == (
         503,
-        {"database": "failed", "migrations": "failed", "redis": "ok", "workers": "degraded", **NOBODY},
+        {
+            "database": "failed",
+            "migrations": "failed",
+            "redis": "ok",
+            "workers": "degraded",
+            "breakers": "ok",
+            **NOBODY,
+        },
     )
     response = api.get("/v1/jobs")
     assert response.status_code == 503 and response.json["code"] == "unavailable" and response.json["retryable"]
@@ -143,6 +164,13 @@ def assert_nobody_is_held_up(settings: Settings, patience: list[float | None]) -
     assert patience == []
     assert ready(api) == (
         200,
-        {"database": "ok", "migrations": "ok", "redis": "degraded", "workers": "degraded", **NOBODY},
+        {
+            "database": "ok",
+            "migrations": "ok",
+            "redis": "degraded",
+            "workers": "degraded",
+            "breakers": "degraded",
+            **NOBODY,
+        },
     )
     assert patience == [0.5]

@@ -1,5 +1,6 @@
 """What Prometheus is told, after real moves, on both databases."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from sqlalchemy import insert, text, update
 from api.app import build, open_services
 from api.services import Services
 from shared import deliveries, jobs
+from shared.breaker import Breaker, Reason, key, written
 from shared.database import now
 from shared.deliveries import Result
 from shared.settings import Settings
@@ -84,6 +86,20 @@ def test_before_anything_happened_counters_say_zero(scrape: Scrape) -> None:
     info = [name for name in found if name.startswith("darkroom_build_info{")]
     assert len(info) == 1 and "version=0.1.0" in info[0] and found.pop(info[0]) == 1
     assert set(found.values()) == {0}
+
+
+@on_sqlite
+def test_a_breaker_that_is_not_closed_is_told_with_its_reason(
+    scrape: Scrape, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert scrape()["darkroom_breaker_open{backend=dataoorts,reason=failing}"] == 0
+    breaker = Breaker(turns=1, reason=Reason.failing, until=services.redis.time()[0] + 60)
+    services.redis.set(key("dataoorts"), written(breaker))
+    found = scrape()
+    assert found["darkroom_breaker_open{backend=dataoorts,reason=failing}"] == 1
+    assert found["darkroom_breaker_open{backend=dataoorts,reason=auth_failed}"] == 0
+    monkeypatch.setattr(services.breakers, "_away_until", math.inf)
+    assert not [name for name in scrape() if name.startswith("darkroom_breaker")], "nobody knows"
 
 
 def test_jobs_are_counted_as_they_are_submitted_and_end(scrape: Scrape, submit: Submit, worker: Worker) -> None:

@@ -1,14 +1,19 @@
 """GET /v1/queue."""
 
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import update
 
+from api.app import create_app
 from api.services import Services
 from shared import jobs as life
+from shared.breaker import Breaker, Reason, key, written
 from shared.database import now
+from shared.settings import Settings
 from shared.tables import jobs, workers
-from tests.api.people import Caller, Submit, Worker, on_sqlite
+from tests.api.people import KEY, Caller, Submit, Worker, client_with, on_sqlite
+from tests.servers import free_port
 from worker import presence
 from worker.presence import Progress
 
@@ -41,7 +46,34 @@ def test_a_quiet_service_has_a_row_for_each_backend(api: Caller) -> None:
         "in_hand": 0,
         "stuck": 0,
         "oldest_queued_seconds": None,
+        "breaker": {"state": "closed", "reason": None, "until": None},
     }
+
+
+def opened(services: Services, **changes: Any) -> float:
+    """A worker found the account spent; when it will be tried again, by the clock of Redis."""
+    until = services.redis.time()[0] + 60.0
+    made = Breaker(turns=1, reason=Reason.quota_exhausted, **{"until": until, **changes})
+    services.redis.set(key("dataoorts"), written(made))
+    return until
+
+
+@on_sqlite
+def test_the_breaker_says_why_nothing_is_made_and_when_it_will_be_tried(api: Caller, services: Services) -> None:
+    until = opened(services)
+    shown = queue(api)["breaker"]
+    assert (shown["state"], shown["reason"]) == ("open", "quota_exhausted")
+    assert datetime.fromisoformat(shown["until"]).timestamp() == until
+    opened(services, until=1.0)
+    assert queue(api)["breaker"] == {"state": "half_open", "reason": "quota_exhausted", "until": None}
+
+
+@on_sqlite
+def test_while_redis_is_away_nothing_is_said_of_the_breaker(database_url: str) -> None:
+    away = f"redis://127.0.0.1:{free_port()}/0"
+    settings = Settings(database_url=database_url, redis_url=away, api_key=KEY, secret_key="s" * 32)
+    api = client_with(create_app(settings), KEY)
+    assert queue(api)["breaker"] is None
 
 
 def test_it_counts_what_waits_and_what_is_being_made(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.databases import Databases, PostgresDatabases, SqliteDatabases
 from bench.machine import description
-from tests.drills import killed_senders
+from tests.drills import killed_senders, vendor_outage
 from tests.drills.all_drills import DRILLS
 from tests.drills.count import Count, table
 from tests.drills.drill import Drill
@@ -23,6 +23,9 @@ SHORTEST_LEASE_SECONDS = 10.0
 #: A job that has not ended when nothing has moved for so long counts as lost. (After half-open connections kombu takes
 #: 51 s, by its own defaults.)
 LOST_AFTER_SECONDS = 90.0
+
+#: Those with figures of their own, which the plain app has none of.
+APART = {killed_senders.NAME: killed_senders.PROMISE, vendor_outage.NAME: vendor_outage.PROMISE}
 
 CONDITIONS = f"""\
 A job counts as lost if it has not ended when nothing has moved for {LOST_AFTER_SECONDS:g} s. Submissions are repeated
@@ -42,35 +45,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--database", choices=("sqlite", "postgresql"), help="Darkroom's (default: the drill's own)")
     parser.add_argument("--quick", action="store_true", help="as short as in the tests, with the shortest lease")
     wanted = parser.parse_args(arguments)
-    if unknown := [name for name in wanted.names if name not in DRILLS and name != killed_senders.NAME]:
+    if unknown := [name for name in wanted.names if name not in DRILLS and name not in APART]:
         parser.error(f"no drill called {', '.join(unknown)}; `./dev drill --list` says which there are")
     if wanted.list:
-        promises = {name: drill.promise for name, drill in DRILLS.items()} | {
-            killed_senders.NAME: killed_senders.PROMISE
-        }
+        promises = {name: drill.promise for name, drill in DRILLS.items()} | APART
         _print("\n".join(f"{name:18} {promise}" for name, promise in promises.items()))
         return 0
     # As with Ctrl-C: everything that was started is ended.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        names = wanted.names or [*DRILLS, killed_senders.NAME]
-        return hold([DRILLS[name] for name in names if name in DRILLS], wanted, killed_senders.NAME in names)
+        names = wanted.names or [*DRILLS, *APART]
+        apart = [name for name in APART if name in names]
+        return hold([DRILLS[name] for name in names if name in DRILLS], wanted, apart)
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130  # what a shell says of a program that Ctrl-C ended
 
 
-def hold(drills: Sequence[Drill], wanted: argparse.Namespace, senders: bool) -> int:
+def hold(drills: Sequence[Drill], wanted: argparse.Namespace, apart: Sequence[str]) -> int:
     """Hold these drills and print a table for each. 1 if Darkroom broke a promise in one of them.
 
-    `senders`: also the one of the webhooks, which the plain app has none of, and which has figures of its own.
+    `apart`: which of APART to hold too.
     """
     broken = False
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="darkroom-drill-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         kinds = {wanted.database or drill.databases[0] for drill in drills}
-        if senders:
+        if apart:
             kinds.add(wanted.database or "sqlite")
         databases: dict[str, Databases] = {}
         for kind in sorted(kinds):
@@ -85,8 +87,9 @@ def hold(drills: Sequence[Drill], wanted: argparse.Namespace, senders: bool) -> 
                 _print(f"\n{drill.name}: not held, {why}")
             else:
                 broken = _hold_one(drill, wanted, databases[wanted.database or drill.databases[0]]) or broken
-        if senders:
-            broken = _kill_senders(wanted, databases[wanted.database or "sqlite"], folder / "senders") or broken
+        for name in apart:
+            do = {killed_senders.NAME: _kill_senders, vendor_outage.NAME: _break_vendor}[name]
+            broken = do(wanted, databases[wanted.database or "sqlite"], folder / name) or broken
     return 1 if broken else 0
 
 
@@ -99,6 +102,15 @@ def _kill_senders(wanted: argparse.Namespace, databases: Databases, folder: Path
     )
     _print(tally.table())
     return bool(tally.broken_promises())
+
+
+def _break_vendor(wanted: argparse.Namespace, databases: Databases, folder: Path) -> bool:
+    folder.mkdir()
+    size = vendor_outage.SHORT if wanted.quick else vendor_outage.LONG
+    _print(f"\n{vendor_outage.NAME}: {vendor_outage.PROMISE}\n{size.seconds:g} s each, on {databases.description}")
+    tallies = vendor_outage.hold(folder, databases.make(folder), size, _tell)
+    _print(vendor_outage.table(tallies))
+    return any(tally.broken_promises() for tally in tallies)
 
 
 def _hold_one(drill: Drill, wanted: argparse.Namespace, databases: Databases) -> bool:

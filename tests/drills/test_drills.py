@@ -6,8 +6,7 @@ import psutil
 import pytest
 
 from bench.databases import Databases
-from tests.drills import killed_senders
-from tests.drills.__main__ import SHORTEST_LEASE_SECONDS, main
+from tests.drills.__main__ import APART, SHORTEST_LEASE_SECONDS, main
 from tests.drills.all_drills import DRILLS
 from tests.drills.count import Count, table
 from tests.drills.drill import Drill
@@ -103,7 +102,7 @@ def test_the_table_shows_both_and_says_what_is_broken() -> None:
 
 def test_the_list_names_every_drill(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*DRILLS, killed_senders.NAME]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*DRILLS, *APART]
 
 
 def test_a_drill_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

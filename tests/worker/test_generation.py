@@ -31,8 +31,10 @@ from worker.backends.base import (
     Request,
     Unjudged,
 )
+from worker.breaker import Permit
 from worker.generation import Generation
 from worker.leases import Leases
+from worker.shared_breaker import SharedBreaker
 from worker.spool import Entry, Spool
 
 AWAY = OperationalError("INSERT", {}, Exception("server closed the connection"))
@@ -123,7 +125,7 @@ def test_a_passing_failure_goes_back_to_the_queue_and_then_succeeds(bench: Bench
     generation = bench.generation(ScriptedBackend(failure, PICTURE))
     generation.work()
     row = job_row(bench.database, job.id)
-    assert (row.status, row.failures) == ("queued", 1)
+    assert (row.status, row.failures, row.refusals) == ("queued", 0, 1), "an outage begins so"
     assert bench.attempt(job.id) == ("failed", "no")
     bench.make_due()
     generation.work()
@@ -295,6 +297,228 @@ def test_a_picture_is_kept_while_the_database_is_away(bench: Bench, monkeypatch:
     assert failures == 0
     assert job_row(bench.database, job.id).status == Status.succeeded
     assert len(backend.seen) == 1, "paid once"
+
+
+# The breaker.
+
+
+OUTAGE = Failure(Kind.transient, Billed.no, "HTTP 503")
+
+
+class Clock:
+    """Of a breaker; the test sets it."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def breaker_of(clock: Clock, **options: Any) -> SharedBreaker:
+    return SharedBreaker("dataoorts", clock=clock, **options)
+
+
+def queued(bench: Bench) -> list[Any]:
+    with bench.database.read() as connection:
+        return list(connection.execute(select(table).where(table.c.status == Status.queued)))
+
+
+def test_an_outage_burns_no_attempt_and_few_calls_and_then_every_job_succeeds(bench: Bench, clock: Clock) -> None:
+    for _ in range(30):
+        submit(bench.database)
+    rung: list[None] = []
+    backend = ScriptedBackend(OUTAGE)
+    breaker = breaker_of(clock, closed=lambda: rung.append(None))
+    generation = bench.generation(backend, breaker=breaker)
+    generation.work()
+    assert len(backend.seen) == 10, "then it is open"
+    for probes in range(1, 13):
+        bench.make_due()
+        generation.work()
+        clock.now += 5
+        generation.work()
+        assert len(backend.seen) == 10 + probes, "one each time"
+    assert len(queued(bench)) == 30 and sum(row.failures for row in queued(bench)) == 0
+    backend.answers = [PICTURE]
+    bench.make_due()
+    clock.now += 5
+    assert not rung
+    generation.work()
+    assert rung == [None]
+    assert queued(bench) == []
+
+
+@pytest.mark.parametrize("kind", [Kind.auth_failed, Kind.quota_exhausted])
+def test_one_wrong_key_is_enough_and_a_probe_a_minute_finds_out_that_it_was_mended(
+    bench: Bench, clock: Clock, kind: Kind
+) -> None:
+    for _ in range(3):
+        submit(bench.database)
+    backend = ScriptedBackend(Failure(kind, Billed.no, "HTTP 401"))
+    generation = bench.generation(backend, breaker=breaker_of(clock))
+    for minute in range(1, 4):
+        for _ in range(6):
+            bench.make_due()
+            generation.work()
+            assert len(backend.seen) == minute
+            clock.now += 10
+    backend.answers = [PICTURE]
+    generation.work()
+    bench.make_due()
+    generation.work()
+    assert queued(bench) == []
+
+
+def test_a_rate_limit_pauses_the_whole_backend(bench: Bench, clock: Clock) -> None:
+    for _ in range(5):
+        submit(bench.database)
+    backend = ScriptedBackend(Failure(Kind.rate_limited, Billed.no, "HTTP 429", 7), PICTURE)
+    generation = bench.generation(backend, breaker=breaker_of(clock))
+    generation.work()
+    clock.now += 6.9
+    generation.work()
+    assert len(backend.seen) == 1
+    clock.now += 0.2
+    generation.work()
+    assert len(queued(bench)) == 1, "the one that was refused waits for as long as it was told to"
+
+
+def test_what_one_job_did_holds_up_nobody(bench: Bench, clock: Clock) -> None:
+    for _ in range(25):
+        submit(bench.database)
+    backend = ScriptedBackend(*[Failure(Kind.rejected, Billed.no, "no")] * 12, Failure(Kind.bad_output, Billed.yes, ""))
+    bench.generation(backend, breaker=breaker_of(clock)).work()
+    assert len(backend.seen) == 25
+
+
+def test_an_attempt_of_an_outage_stands_in_the_books(bench: Bench, clock: Clock) -> None:
+    job = submit(bench.database)
+    backend = ScriptedBackend(OUTAGE)
+    breaker = breaker_of(clock)
+    generation = bench.generation(backend, breaker=breaker)
+    for _ in range(12):
+        generation.work()
+        bench.make_due()
+        clock.now += 5
+    row = job_row(bench.database, job.id)
+    assert (row.status, row.attempts, row.failures) == ("queued", 12, 0)
+    assert bench.attempt(job.id, 12) == ("failed", "no")
+
+
+def test_what_may_have_to_be_paid_counts_even_in_an_outage(bench: Bench, clock: Clock) -> None:
+    for _ in range(4):
+        submit(bench.database)
+    backend = ScriptedBackend(Failure(Kind.transient, Billed.unknown, "timed out"))
+    generation = bench.generation(backend, breaker=breaker_of(clock))
+    for _ in range(40):
+        generation.work()
+        bench.make_due()
+        clock.now += 60
+    assert len(backend.seen) == 4 * 3, "each job at most max_attempts times, however long it lasts"
+    with bench.database.read() as connection:
+        assert set(connection.scalars(select(table.c.status))) == {"failed"}
+
+
+def test_a_job_that_fails_alone_is_bounded_by_max_attempts(bench: Bench, clock: Clock) -> None:
+    bad = submit(bench.database)
+    others = 0
+
+    def answer() -> Picture | Failure:
+        return OUTAGE if backend.seen[-1].job_id == bad.id else PICTURE
+
+    backend = ScriptedBackend(answer)
+    generation = bench.generation(backend, breaker=breaker_of(clock))
+    while job_row(bench.database, bad.id).status == Status.queued:
+        submit(bench.database)
+        others += 1
+        generation.work()
+        bench.make_due()
+    row = job_row(bench.database, bad.id)
+    assert (row.status, row.error["code"], row.attempts) == ("failed", "backend_unavailable", 4)
+    assert queued(bench) == []
+
+
+def test_a_backend_of_ones_own_answers_for_every_failure(bench: Bench, clock: Clock) -> None:
+    job = submit(bench.database)
+    backend = ScriptedBackend(OUTAGE)
+    backend.capabilities = replace(backend.capabilities, hosted=False)
+    generation = bench.generation(backend, breaker=breaker_of(clock))
+    for _ in range(10):
+        generation.work()
+        bench.make_due()
+    row = job_row(bench.database, job.id)
+    assert (row.status, row.error["code"], row.attempts) == ("failed", "backend_unavailable", 3)
+
+
+def test_a_job_that_always_fails_does_not_keep_the_breaker_open(bench: Bench, clock: Clock) -> None:
+    bad = submit(bench.database)
+
+    def answer() -> Picture | Failure:
+        return OUTAGE if backend.seen[-1].job_id == bad.id else PICTURE
+
+    backend = ScriptedBackend(answer)
+    generation = bench.generation(backend, breaker=breaker_of(clock))
+    for _ in range(10):
+        generation.work()
+        bench.make_due()
+    other = submit(bench.database)
+    clock.now += 5
+    generation.work()  # the bad one is due too, and the first
+    assert job_row(bench.database, other.id).status == Status.queued
+    clock.now += 5
+    generation.work()
+    assert job_row(bench.database, other.id).status == Status.succeeded
+
+
+def test_a_probe_that_finds_no_job_or_no_database_makes_room_for_the_next(
+    bench: Bench, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(bench.database)
+    backend = ScriptedBackend(Failure(Kind.auth_failed, Billed.no, "HTTP 401"), PICTURE)
+    generation = bench.generation(backend, breaker=breaker_of(clock))
+    generation.work()
+    clock.now += 60
+    generation.work()  # its job still waits
+    bench.make_due()
+    claim = jobs.claim
+
+    def away(*_: Any, **__: Any) -> None:
+        raise AWAY
+
+    monkeypatch.setattr(jobs, "claim", away)
+    generation.work()
+    monkeypatch.setattr(jobs, "claim", claim)
+    generation.work()
+    assert queued(bench) == [] and len(backend.seen) == 2
+
+
+def test_a_probe_that_is_given_back_unsent_makes_room_for_the_next(bench: Bench, clock: Clock) -> None:
+    submit(bench.database)
+    breaker = breaker_of(clock)
+    breaker.ended(breaker.admit(1, 0), Failure(Kind.auth_failed, Billed.no, "HTTP 401"))
+    clock.now += 60
+    generation = bench.generation(ScriptedBackend(PICTURE), breaker=breaker)
+    [claim] = generation._take(1)
+    assert breaker.admit(1, 0).calls == 0
+    bench.stopping.set()
+    generation.run_attempt(claim)
+    assert breaker.admit(1, 0).probe is not None
+
+
+def test_a_probe_whose_picture_nobody_can_judge_closes_the_breaker(bench: Bench, clock: Clock) -> None:
+    submit(bench.database)
+    breaker = breaker_of(clock)
+    breaker.ended(breaker.admit(1, 0), Failure(Kind.auth_failed, Billed.no, "HTTP 401"))
+    clock.now += 60
+    backend = ScriptedBackend(UNJUDGED)
+    backend.judgements = [Failure(Kind.bad_output, Billed.yes, "cut short")]
+    bench.generation(backend, breaker=breaker).work()
+    assert breaker.admit(1, 0) == Permit(1, 2)
 
 
 # The spool.

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from shared.errors import JobErrorCode
-from worker.backends.base import Kind
-from worker.retry import Fail, Retry, counts, decide
+from worker.backends.base import Billed, Kind
+from worker.retry import TURN, Fail, Retry, counts, decide, excuses
 
 COUNTED = {
     Kind.bad_output: JobErrorCode.bad_output,
@@ -110,3 +110,39 @@ def test_a_counted_failure_waits_at_least_as_long_as_retry_after_says() -> None:
 def test_retry_after_saves_no_job_from_its_last_failure() -> None:
     assert isinstance(after(Kind.transient, failures=3, retry_after=5), Fail)
     assert isinstance(after(Kind.rejected, retry_after=5), Fail)
+
+
+# While the vendor is out of order.
+
+
+def test_an_excused_failure_never_counts_and_never_ends_the_job() -> None:
+    assert not counts(Kind.transient, excused=True)
+    decision = decide(Kind.transient, 99, 3, 1, None, 0.5, excused=True)
+    assert isinstance(decision, Retry) and not decision.counts and decision.after_seconds >= 1
+
+
+@pytest.mark.parametrize("kind", sorted(set(COUNTED) - {Kind.transient}))
+def test_what_is_not_the_vendors_being_out_of_order_is_never_excused(kind: Kind) -> None:
+    assert counts(kind, excused=True)
+    assert decide(kind, 3, 3, 1, None, 0.5, excused=True) == Fail(COUNTED[kind], retryable=True)
+
+
+@pytest.mark.parametrize("may_be_the_backends", [True, False])
+@pytest.mark.parametrize("failed_before", [True, False])
+def test_what_may_have_to_be_paid_is_never_excused(may_be_the_backends: bool, failed_before: bool) -> None:
+    assert not excuses(Billed.unknown, may_be_the_backends, failed_before)
+    assert not excuses(Billed.yes, may_be_the_backends, failed_before)
+    assert excuses(Billed.no, may_be_the_backends, failed_before) == (may_be_the_backends or not failed_before)
+
+
+def test_while_the_breaker_is_open_its_pause_takes_the_place_of_a_shorter_one() -> None:
+    def paused(kind: Kind, open_for: float, in_a_row: int = 1, jitter: float = 0.0) -> float:
+        decision = decide(kind, 1, 3, in_a_row, None, jitter, excused=True, open_for=open_for)
+        assert isinstance(decision, Retry)
+        return decision.after_seconds
+
+    assert paused(Kind.rate_limited, 300) == 300 and paused(Kind.rate_limited, 300, jitter=0.9999) <= 330
+    assert paused(Kind.rate_limited, 5, in_a_row=50) == 5, "it, and not the job's own, says when"
+    assert paused(Kind.transient, 5) == 5 + TURN, "another job is to be the next probe"
+    assert paused(Kind.auth_failed, 20) == 60
+    assert paused(Kind.bad_output, 20) == 20

@@ -1,13 +1,16 @@
 """The repairs, on both databases: what each finds, and that two sweeps at once do no harm."""
 
+import logging
 import threading
 
 import pytest
+import redis
 from celery import Celery
 from sqlalchemy import insert, select, update
 from sqlalchemy.exc import OperationalError
 
-from shared import jobs, tickets
+from shared import breaker, jobs, tickets
+from shared.breaker import Breaker, BreakerBoard, Reason, key
 from shared.database import Database, now
 from shared.errors import JobErrorCode
 from shared.image_store import DatabaseImageStore
@@ -39,7 +42,12 @@ class Clock:
         return self.time
 
 
-def a_sweep(database: Database, clock: Clock | None = None, bell: SilentBell | None = None) -> Sweep:
+def a_sweep(
+    database: Database,
+    clock: Clock | None = None,
+    bell: SilentBell | None = None,
+    breakers: BreakerBoard | None = None,
+) -> Sweep:
     return Sweep(
         database,
         DatabaseImageStore(database),
@@ -47,6 +55,7 @@ def a_sweep(database: Database, clock: Clock | None = None, bell: SilentBell | N
         ["dataoorts"],
         Feed(database),
         max_crashes=3,
+        breakers=breakers,
         clock=clock or Clock(),
     )
 
@@ -306,3 +315,30 @@ def test_a_rescue_is_told_with_its_job(database: Database) -> None:
     rescued, repaired = lines.as_json(logger="worker.sweep")
     assert (rescued["job_id"], rescued["attempt"]) == (job.id, 1)
     assert (repaired["repair"], repaired["count"]) == ("rescue_lapsed", 1)
+
+
+def test_that_a_breaker_opened_and_closed_is_said_once(
+    sqlite_url: str, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    database, client = Database(sqlite_url), redis.Redis.from_url(redis_url)
+    sweep = a_sweep(database, breakers=BreakerBoard(client))
+
+    def rounds(standing: Breaker) -> list[str]:
+        client.set(key("dataoorts"), breaker.written(standing))
+        caplog.clear()
+        for _ in range(3):
+            sweep.round()
+        return [record.getMessage() for record in caplog.records]
+
+    moment = client.time()[0]
+    assert rounds(Breaker()) == []
+    opened = Breaker(turns=1, reason=Reason.failing, until=moment + 60)
+    assert rounds(opened) == ["dataoorts: its breaker is open (failing): its jobs wait"]
+    assert rounds(Breaker(turns=1, reason=Reason.failing, until=moment - 1)) == [], "half open is no news"
+    assert rounds(Breaker(turns=1, reason=Reason.auth_failed, until=moment + 60)) == [
+        "dataoorts: its breaker is open (auth_failed): its jobs wait"
+    ]
+    assert rounds(Breaker(turns=2, closed_at=moment)) == ["dataoorts: its breaker is closed again (it was auth_failed)"]
+    client.close()
+    database.close()

@@ -117,6 +117,7 @@ class Capabilities:
     cancel: bool  # whether `canceled` is ever asked
     image_to_image: bool
     most_at_once: int  # requests in one generate() call
+    hosted: bool = True  # whether somebody else runs it, whose outages no job is to answer for
 
 
 #: Called with (index of the request, steps done, steps in all, a small preview as JPEG or None).

@@ -72,6 +72,7 @@ class Diffusers:
         cancel=True,
         image_to_image=False,
         most_at_once=64,
+        hosted=False,
     )
 
     def __init__(
