@@ -33,6 +33,8 @@ class Depth:
 
     #: Between two counts, in seconds: while it is far from full, and while it is not.
     FAR_SECONDS, NEAR_SECONDS = 5.0, 1.0
+    #: A million rows take a moment: a count is followed by so many times as long without one.
+    REST = 50
 
     def __init__(self, database: Database, forecast: Forecast, backends: Sequence[str], most: int) -> None:
         self._database = database
@@ -47,6 +49,7 @@ class Depth:
         if time.monotonic() < self._look_at or not self._looking.acquire(blocking=False):
             return
         try:
+            began = time.monotonic()
             self._forecast.look()
             with self._database.read() as connection:
                 for backend in self._known:
@@ -54,7 +57,8 @@ class Depth:
                     asked = {"of_backend": backend, "at_most": 2 * self._most}
                     self._known[backend] = connection.scalar(_WAITING, asked) or 0
             near = any(2 * waiting > self._most for waiting in self._known.values())
-            self._look_at = time.monotonic() + (self.NEAR_SECONDS if near else self.FAR_SECONDS)
+            pause = self.NEAR_SECONDS if near else self.FAR_SECONDS
+            self._look_at = time.monotonic() + max(pause, self.REST * (time.monotonic() - began))
         finally:
             self._looking.release()
 

@@ -69,6 +69,16 @@ class Processes:
         process.wait()
         self._tell(f"-{process.pid}\n")  # the number may be another's soon
 
+    def stop(self, name: str, grace: float) -> int | None:
+        """SIGTERM, and its exit code; None if it had to be killed after `grace` seconds."""
+        process = self.running[name]
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(grace)
+        code = process.poll()
+        self.kill(name)  # whatever is left of it
+        return code
+
     def freeze(self, name: str) -> None:
         """SIGSTOP to the process and all its children: they hold what they hold, and answer nothing."""
         os.killpg(self.running[name].pid, signal.SIGSTOP)

@@ -27,6 +27,7 @@ def settings(database_url: str, redis_url: str) -> Settings:
 def always_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Depth, "FAR_SECONDS", 0.0)
     monkeypatch.setattr(Depth, "NEAR_SECONDS", 0.0)
+    monkeypatch.setattr(Depth, "REST", 0)
 
 
 def fill(submit: Submit) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from tests.drills import (
     paused_worker,
     poison_job,
     restarted_redis,
+    rolling_restarts,
     skewed_clocks,
     spooled_pictures,
 )
@@ -25,6 +26,7 @@ DRILLS: dict[str, Drill] = {
     for drill in (
         killed_api.DRILL,
         killed_workers.DRILL,
+        rolling_restarts.DRILL,
         emptied_redis.DRILL,
         restarted_redis.DRILL,
         frozen_redis.DRILL,

@@ -82,6 +82,10 @@ class Drilled(System):
         """SIGKILL to a process and all its children."""
         self.processes.kill(name)
 
+    def stop(self, name: str, grace: float) -> int | None:
+        """Ask a process to end, and wait for it: its exit code, None if it had to be killed."""
+        return self.processes.stop(name, grace)
+
     def freeze(self, name: str) -> None:
         """SIGSTOP to a process and all its children."""
         self.processes.freeze(name)

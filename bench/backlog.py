@@ -1,0 +1,217 @@
+"""`./dev bench backlog [--database postgresql] [--quick]`: does a long queue make anything slower?
+
+The API in this process, with four clients, and claims by sixteen threads with a connection each, at 0, 10,000, 100,000
+and 1,000,000 waiting jobs. A fifth of them are not due, and stand first. On PostgreSQL also after a minute in which an
+old snapshot kept every dead row from being cleared away, while jobs were claimed and put back.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+from flask.testing import FlaskClient
+from sqlalchemy import insert, select, text
+
+from api.app import build, open_services
+from bench.databases import Databases, PostgresDatabases, SqliteDatabases
+from bench.figures import number, percentile
+from bench.machine import description
+from shared import jobs
+from shared.catalogue import MODELS
+from shared.database import Database, now
+from shared.ids import new_id
+from shared.jobs import Terms
+from shared.settings import Settings
+from shared.tables import jobs as table
+from tests.servers import RedisServer
+
+KEY = "dk_" + "b" * 40
+BODY = {"input": {"prompt": "a red fox", "seed": 7}}
+TERMS = Terms("bench", 3600, 3600, dict.fromkeys(MODELS, 0), 3)
+CLIENTS, CLAIMERS = 4, 16
+DEPTHS, QUICK_DEPTHS = (0, 10_000, 100_000, 1_000_000), (0, 1_000)
+CHUNK = 20_000
+NOT_DUE = 5  # one job in so many
+
+Figures = dict[str, float]
+
+
+class Backlog:
+    """A Darkroom whose workers are all away."""
+
+    def __init__(self, url: str, redis: RedisServer, seconds: float) -> None:
+        settings = Settings(
+            database_url=url, redis_url=redis.url, api_key=KEY, secret_key="s" * 32, max_queued=10_000_000
+        )
+        self._seconds = seconds
+        self.services = open_services(settings)
+        self.app = build(self.services)
+        self.database = Database(url, connections=CLAIMERS, wait_seconds=30)
+        self._jobs = [self._submit(self._client()) for _ in range(20)]
+
+    def close(self) -> None:
+        self.database.close()
+        self.services.close()
+
+    def fill(self, count: int) -> None:
+        """Until so many wait. What is not due stands first, as jobs do that were put off."""
+        with self.database.read() as connection:
+            query = select(table).where(table.c.id == self._jobs[-1])
+            pattern = dict(connection.execute(query).one()._mapping)
+        for start in range(0, count, CHUNK):
+            size = min(CHUNK, count - start)
+            put_off = {"ready": False, "rank": pattern["rank"] - 10**9}
+            rows = [
+                pattern | {"id": new_id("job")} | (put_off if number % NOT_DUE == 0 else {}) for number in range(size)
+            ]
+            with self.database.write() as tx:
+                tx.execute(insert(table), rows)
+        with self.database.write() as tx:
+            tx.execute(table.update().where(~table.c.ready, table.c.ready_at.is_(None)).values(ready_at=now(86400)))
+            tx.execute(text("ANALYZE"))
+
+    def measure(self) -> Figures:
+        submits = self._rate(self._submit)
+        reads = self._rate(lambda client: self._get(client, f"/v1/jobs/{self._jobs[0]}"))
+        queue = self._times(lambda: self._get(self._client(), "/v1/queue"), 5)
+        claims = self.claims()
+        return {
+            "submits": submits,
+            "reads": reads,
+            "queue": percentile(queue, 50) * 1000,
+            "claim_p50": percentile(claims, 50) * 1000,
+            "claim_p99": percentile(claims, 99) * 1000,
+        }
+
+    def claims(self) -> list[float]:
+        """What a claim of one job takes, in seconds, with sixteen at once. The jobs are put back."""
+        taken: list[float] = []
+        end = time.monotonic() + self._seconds
+
+        def work(_: int) -> None:
+            while time.monotonic() < end:
+                began = time.perf_counter()
+                with self.database.write() as tx:
+                    claimed = jobs.claim(tx, "dataoorts", TERMS)
+                taken.append(time.perf_counter() - began)
+                for claim in claimed:
+                    with self.database.write() as tx:
+                        jobs.release(tx, claim, reason="bench")
+
+        with ThreadPoolExecutor(CLAIMERS) as pool:
+            list(pool.map(work, range(CLAIMERS)))
+        return taken
+
+    def _client(self) -> FlaskClient:
+        client = self.app.test_client(use_cookies=False)
+        client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {KEY}"
+        return client
+
+    def _submit(self, client: FlaskClient) -> str:
+        answer = client.post("/v1/jobs", json=BODY)
+        assert answer.status_code == 202, answer.text
+        return str((answer.json or {})["id"])
+
+    def _get(self, client: FlaskClient, path: str) -> None:
+        answer = client.get(path)
+        assert answer.status_code == 200, answer.text
+
+    def _rate(self, act: Callable[[FlaskClient], object]) -> float:
+        """How many of these a second, with four clients at once."""
+        done = [0] * CLIENTS
+        end = time.monotonic() + self._seconds
+
+        def work(number: int) -> None:
+            client = self._client()
+            while time.monotonic() < end:
+                act(client)
+                done[number] += 1
+
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            list(pool.map(work, range(CLIENTS)))
+        return sum(done) / self._seconds
+
+    def _times(self, act: Callable[[], object], count: int) -> list[float]:
+        taken = []
+        for _ in range(count):
+            began = time.perf_counter()
+            act()
+            taken.append(time.perf_counter() - began)
+        return taken
+
+
+def with_an_old_snapshot(backlog: Backlog, seconds: float) -> Figures:
+    """Claims after so many seconds in which nothing that died could be cleared away."""
+    with closing(Database(backlog.database.url, connections=1)) as elsewhere, elsewhere.engine.connect() as connection:
+        old = connection.execution_options(isolation_level="REPEATABLE READ")
+        old.execute(text("SET idle_in_transaction_session_timeout = 0"))
+        old.execute(select(table.c.id).limit(1)).all()
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            backlog.claims()
+        claims = backlog.claims()
+        old.rollback()
+    return {"claim_p50": percentile(claims, 50) * 1000, "claim_p99": percentile(claims, 99) * 1000}
+
+
+ROWS = (
+    ("submits", "submits, 4 clients in the API's process, 1/s"),
+    ("reads", "reads of a waiting job, 1/s"),
+    ("queue", "GET /v1/queue, p50, ms"),
+    ("claim_p50", "a claim, 16 at once, p50, ms"),
+    ("claim_p99", "the same, p99, ms"),
+)
+
+
+def run(databases: Databases, folder: Path, depths: Sequence[int], seconds: float, minute: float) -> Iterator[str]:
+    """The table, a line at a time once it is whole."""
+    columns: list[tuple[str, Figures]] = []
+    with ExitStack() as stack:
+        redis = RedisServer()
+        redis.start()
+        stack.callback(redis.close)
+        backlog = stack.enter_context(closing(Backlog(databases.make(folder), redis, seconds)))
+        before = 0
+        for depth in depths:
+            backlog.fill(depth - before)
+            before = depth
+            columns.append((f"{depth:,} waiting", backlog.measure()))
+        if not backlog.database.is_sqlite:
+            columns.append(("and an old snapshot", with_an_old_snapshot(backlog, minute)))
+    yield "| | " + " | ".join(name for name, _ in columns) + " |"
+    yield "| --- " * (len(columns) + 1) + "|"
+    for key, title in ROWS:
+        cells = [number(figures[key]) if key in figures else "" for _, figures in columns]
+        yield f"| {title} | " + " | ".join(cells) + " |"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="./dev bench backlog", description="Does a long queue make anything slower?")
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
+    parser.add_argument("--quick", action="store_true", help="short, and with a thousand jobs")
+    wanted = parser.parse_args(arguments)
+    with ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="darkroom-bench-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        databases = SqliteDatabases(folder) if wanted.database == "sqlite" else PostgresDatabases()
+        stack.callback(databases.close)
+        _print(description(databases.description))
+        depths, seconds, minute = (QUICK_DEPTHS, 0.5, 1.0) if wanted.quick else (DEPTHS, 5.0, 60.0)
+        for line in run(databases, folder, depths, seconds, minute):
+            _print(line)
+    return 0
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
