@@ -26,11 +26,13 @@ from tests.lives import PRICES, SUBMISSION
 from tests.machine.promises import Promises
 from tests.machine.stepping import Answer, Died, Fate, Hand, Turn, step
 from worker.backends.base import Canceled, Capabilities, Failure, Kind, Picture, Progress, Request, Unjudged
+from worker.breaker import Permit, Verdict
 from worker.closing import Closing
 from worker.feed import Feed
 from worker.generation import Generation
 from worker.leases import Leases
 from worker.recovery import Recovery
+from worker.shared_breaker import SharedBreaker
 from worker.spool import Entry, Spool
 from worker.sweep import Sweep
 
@@ -269,6 +271,18 @@ class Names:
         return f"{self._given:0{2 * size}x}"
 
 
+class ClosedBreaker(SharedBreaker):
+    """Always closed: an open one waits by the real clock, which stands still here. Its rules have their own tests."""
+
+    def admit(self, wanted: int, in_hand: int) -> Permit:
+        return Permit(wanted)
+
+    def ended(self, permit: Permit, failure: Failure | None) -> Verdict:
+        return Verdict()
+
+    def withdraw(self, permit: Permit) -> None: ...
+
+
 class SteppedGeneration(Generation):
     """So that the vendor can count by attempt."""
 
@@ -303,6 +317,7 @@ class Worker:
             lease_seconds=LEASE_SECONDS,
             stopping=self.stopping,
             spool=self.spool,
+            breaker=ClosedBreaker(BACKEND),
             more=lambda jobs: house.tickets.ring(BACKEND, jobs),
         )
         self.generation.AWAY_PAUSE_SECONDS = 0
