@@ -23,6 +23,7 @@ CANARY = "a canary sings"
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
     pattern, marks = logs._Hiding.pattern, logs._Hiding.marks
+    logs.begin()  # tests of other files run in this thread, too
     yield
     logs._Hiding.pattern, logs._Hiding.marks = pattern, marks
     logs.begin()
