@@ -25,6 +25,8 @@ _AHEAD = select(func.count()).select_from(
         CLAIMABLE,
         tuple_(jobs.c.rank, jobs.c.id) < tuple_(bindparam("its_rank"), bindparam("its_id")),
     )
+    # The order keeps PostgreSQL to the queue's index: it expects as many rows soon, and would walk the table for them.
+    .order_by(jobs.c.rank, jobs.c.id)
     .limit(FARTHEST_POSITION)
     .subquery()
 )

@@ -27,7 +27,7 @@ from tests.servers import RedisServer, free_port
 
 ROOT = Path(__file__).parent.parent
 API_KEY = "dk_" + "drill" * 8
-PATIENCE = 90.0  # seconds that a drill waits for what must come; never slept through
+PATIENCE = 180.0  # seconds that a drill waits for what must come; never slept through
 
 
 def eventually(what: str, happens: Callable[[], Any], patience: float = PATIENCE) -> Any:

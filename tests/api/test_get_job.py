@@ -1,14 +1,19 @@
 """GET /v1/jobs/{id}."""
 
 import re
+from contextlib import closing
 
 import pytest
 from sqlalchemy import event
+from sqlalchemy.dialects import postgresql
 
+from api.job_object import _AHEAD
 from api.services import Services
+from shared.database import Database
 from shared.ids import new_id
 from shared.tables import Billed, Outcome
 from tests.api.people import KEY, Caller, Submit, Worker, client_with, on_sqlite
+from tests.lives import many
 
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -150,3 +155,16 @@ def test_addresses_start_with_the_public_url(services: Services) -> None:
 def test_a_strange_host_is_no_fault_of_ours(api: Caller, submit: Submit, host: str) -> None:
     path = f"/v1/jobs/{submit()['id']}"
     assert api.get(path, headers={"Host": host}).status_code in (200, 400)
+
+
+def test_its_place_is_counted_by_the_queues_index_whatever_the_plan_knows(postgresql_url: str) -> None:
+    """A plan that is kept for all values expects a thousand rows soon, and would walk the table when there are none."""
+    with closing(Database(postgresql_url)) as database:
+        many(database, 20_000)
+        its = {"of_backend": "dataoorts", "its_rank": 1, "its_id": "job_a"}
+        dialect = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
+        statement = _AHEAD.params(its).compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
+        with database.read() as connection:
+            lines = connection.exec_driver_sql(f"EXPLAIN (GENERIC_PLAN) {statement}").scalars().all()
+    plan = "\n".join(lines)
+    assert "ix_jobs_claim" in plan and "Seq Scan" not in plan, plan

@@ -11,6 +11,9 @@ from tests.service import API_KEY, Service, eventually
 
 pytestmark = pytest.mark.slow
 
+#: Seconds before a client asks again. Sixty that ask in a tight loop leave an API that starts no processor.
+PAUSE = 0.5
+
 BODY = {"input": {"prompt": "a red fox", "width": 256, "height": 256, "seed": 7}}
 
 
@@ -33,10 +36,10 @@ class Client(threading.Thread):
                 answer = requests.post(self._url, json=BODY, headers=self._headers, timeout=60)
             except requests.RequestException:
                 self.was_cut_off += 1
-                self._pause.wait(0.05)
+                self._pause.wait(PAUSE)
                 continue
             if answer.status_code == 503:
-                self._pause.wait(0.05)
+                self._pause.wait(PAUSE)
                 continue
             if answer.status_code not in (200, 202):
                 self.surprises.append(answer.text)
