@@ -15,6 +15,9 @@ from tests.servers import PostgresServer, RedisServer
 #: Without torch there is nothing to collect; `./dev test gpu` has a venv with it.
 collect_ignore = [] if find_spec("torch") else ["gpu"]
 
+# An example has no deadline: a busy machine is not a fault of ours.
+settings.register_profile("ours", deadline=None, derandomize=True, database=None)
+settings.load_profile("ours")
 #: `--hypothesis-profile=long`: other examples each time, and many of them.
 settings.register_profile("long", max_examples=2000, stateful_step_count=60, deadline=None)
 
