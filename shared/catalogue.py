@@ -36,6 +36,8 @@ class Model:
     parameters: Mapping[str, Text | Number]
     price_usd: Decimal
     backends: tuple[str, ...]
+    #: Those of them that can start from an image, with a mask or without.
+    alters: tuple[str, ...]
     #: Where the vendor calls a parameter something else than we do.
     vendor_names: Mapping[str, str]
     #: What the vendor makes when the model takes no width and height; None: it makes what was asked.
@@ -67,6 +69,7 @@ MODELS: Mapping[str, Model] = {
             parameters=_SDXL,
             price_usd=Decimal("0.008"),
             backends=("dataoorts", "diffusers"),
+            alters=("diffusers",),
             vendor_names={},
         ),
         Model(
@@ -75,6 +78,7 @@ MODELS: Mapping[str, Model] = {
             parameters=_SDXL,
             price_usd=Decimal("0.0011"),
             backends=("dataoorts",),
+            alters=(),
             vendor_names={},
         ),
         Model(
@@ -84,6 +88,7 @@ MODELS: Mapping[str, Model] = {
             parameters={name: limits for name, limits in _SDXL.items() if name != "seed"},
             price_usd=Decimal("0.0010"),
             backends=("dataoorts",),
+            alters=(),
             vendor_names={},
         ),
         Model(
@@ -92,6 +97,7 @@ MODELS: Mapping[str, Model] = {
             parameters={"prompt": PROMPT, "num_steps": Number(1, 8, 4), "seed": SEED},
             price_usd=Decimal("0.0012"),
             backends=("dataoorts",),
+            alters=(),
             vendor_names={"num_steps": "steps"},
             fixed_size=(1024, 1024),
         ),

@@ -130,6 +130,7 @@ jobs = Table(
     Column("model", String(100), nullable=False),
     Column("backend_asked", String(20), nullable=False),  # as submitted: `auto` or a name
     Column("backend", String(20), nullable=False),  # the resolved one: whose queue it waits in
+    Column("routing", _JSON),  # each choice of it in turn: {backend, reason, at}; null: made by an older version
     Column("sandbox", Boolean, nullable=False),
     Column("input", _JSON, nullable=False),
     Column("metadata", _JSON, nullable=False),
@@ -174,6 +175,7 @@ jobs = Table(
     Index("ix_jobs_retried_from", "retried_from", **_partial("retried_from IS NOT NULL")),
     Index("ix_jobs_project_id_id", "project_id", "id"),
     Index("ix_jobs_project_id_status_id", "project_id", "status", "id"),
+    Index("ix_jobs_image_sha256", "project_id", "image_sha256", **_partial("image_sha256 IS NOT NULL")),
 )
 
 attempts = Table(
@@ -282,6 +284,7 @@ deliveries = Table(
     Index("ix_deliveries_due", "receiver", "is_retry", "due_at", "id", **_partial("status = 'pending'")),
     Index("ix_deliveries_sending", "host", "receiver", **_partial("status = 'sending'")),
     Index("ix_deliveries_project_id_id", "project_id", "id"),
+    Index("ix_deliveries_project_id_status_id", "project_id", "status", "id"),
     Index("ix_deliveries_subject_id_id", "subject_id", "id"),
     Index("ix_deliveries_endpoint_id_id", "endpoint_id", "id", **_partial("endpoint_id IS NOT NULL")),
 )
@@ -351,6 +354,21 @@ images = Table(
     Column("bytes", Integer, nullable=False),
     Column("sha256", String(64), nullable=False),
     Column("warnings", _JSON, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("data", LargeBinary, nullable=False),  # last: what stands before it is read without it
+)
+
+#: What a picture starts from: the image that a job alters and, where not all of it may change, the mask. As received.
+inputs = Table(
+    "inputs",
+    metadata,
+    Column("job_id", String(40), primary_key=True),
+    Column("name", String(10), primary_key=True),  # `image` or `mask`, as in the job's input
+    Column("content_type", String(20), nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("bytes", Integer, nullable=False),
+    Column("sha256", String(64), nullable=False),
     Column("created_at", UtcTime, nullable=False),
     Column("data", LargeBinary, nullable=False),  # last: what stands before it is read without it
 )

@@ -6,7 +6,7 @@ from shared.errors import JobErrorCode
 from tests.drills.drill import PICTURE_BYTES, Drill
 from tests.drills.run import Run, Size
 from tests.drills.served import expect_served
-from tests.worker.test_picture import HOSTILE
+from tests.shared.test_picture import HOSTILE
 from worker.backends.base import Billed, Failure
 from worker.backends.dataoorts_answers import judge_answer
 

@@ -80,7 +80,7 @@ def bring_to_their_points(run: Run, each: int, vendors_door: FaultProxy, stack: 
 def freeze_judges(worker: int) -> None:
     """The processes that judge pictures, if there are any."""
     for child in psutil.Process(worker).children(recursive=True):
-        if "worker.picture" in child.cmdline():
+        if "shared.picture" in child.cmdline():
             child.send_signal(signal.SIGSTOP)
 
 

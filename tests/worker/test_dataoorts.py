@@ -19,16 +19,16 @@ import psutil
 import pytest
 
 from shared.catalogue import DEFAULT_MODEL
+from shared.inspector import Inspector, InspectorAway
 from shared.logs import TextFormatter
+from shared.picture import Facts
 from tests.servers import free_port
-from tests.worker.pictures import jpeg_of_size, whole
+from tests.shared.pictures import jpeg_of_size, whole
 from tests.worker.stub_vendor import Script, StubVendor, answer, saying, saying_and_closing
 from worker import deadline
 from worker.backends.base import Backend, Billed, Failure, Kind, Picture, Request, Unjudged
 from worker.backends.dataoorts import LONGEST_ANSWER, Dataoorts
 from worker.deadline import Watchdog, WatchedSession
-from worker.inspector import Inspector, InspectorAway
-from worker.picture import Facts
 
 KEY = "dk-canary/4+f9Q=&x7Z1mP0aB"
 PNG = whole("PNG", 512, 512)

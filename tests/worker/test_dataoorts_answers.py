@@ -9,7 +9,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from tests.worker.pictures import whole
+from tests.shared.pictures import whole
 from worker.backends.base import Billed, Failure, Kind
 from worker.backends.dataoorts_answers import judge_answer
 from worker.retry import decide

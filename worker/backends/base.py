@@ -38,6 +38,9 @@ def _ignore(data: bytes) -> None: ...
 class Request:
     """One picture to make. `input` has our parameter names, is complete, and names the seed where the model has one.
 
+    `image`: what to start from, as the client sent it, judged and not turned upright; then `input` has `strength`, and
+    `image` and `mask` there only describe them. `mask`: white where the image may change. `source.py` reads both.
+
     A backend that is paid for its pictures hands the bytes of one to `received`, once, the moment it has them: as they
     came, before anything is done with them that can fail. That never raises, and returns when they are safe.
     """
@@ -46,6 +49,8 @@ class Request:
     model: str
     input: Mapping[str, Any]
     received: Callable[[bytes], None] = field(default=_ignore, repr=False, compare=False)
+    image: bytes | None = field(default=None, repr=False)
+    mask: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ import requests
 from urllib3.exceptions import DecodeError, HTTPError
 
 from shared.catalogue import MODELS, SIDE, Number
+from shared.inspector import Inspector, InspectorAway
+from shared.picture import Unfit
 from worker.backends.base import (
     Billed,
     Canceled,
@@ -37,8 +39,6 @@ from worker.backends.base import (
 from worker.backends.dataoorts_answers import judge_answer, vendor_words
 from worker.backends.redaction import RedactingFilter, Redaction, without_words_of
 from worker.deadline import Call, Watchdog, WatchedSession
-from worker.inspector import Inspector, InspectorAway
-from worker.picture import Unfit
 
 log = logging.getLogger(__name__)
 _LIBRARY_LOG = logging.getLogger("urllib3.connection")  # warns about malformed headers, and shows them

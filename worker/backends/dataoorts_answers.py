@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shared.picture import image_format
 from worker.backends.base import Billed, Failure, Kind
-from worker.picture import image_format
 from worker.retry_after import retry_after_seconds
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from PIL import Image
 
 from shared.catalogue import SIDE
+from shared.picture import Unfit, inspect
 from shared.settings import Settings
 from worker.backends import previews
 from worker.backends.base import (
@@ -37,14 +38,13 @@ from worker.backends.base import (
 )
 from worker.backends.batch_room import MOST_AT_ONCE, BatchRoom, Size, size_of
 from worker.backends.step_engine import Drawn, News, Row, StepEngine, Stepped
-from worker.picture import Unfit, inspect
 
 log = logging.getLogger(__name__)
 
 COMPRESSION = 4  # of zlib: 3 takes half the time and a sixth more bytes, 6 and 9 save nothing (measured at 1024x1024)
 SLACK_SECONDS = 15.0  # for what a job may take beyond its time: the step that runs, decoding, encoding
 
-#: Only one at a time: worker.picture.inspect turns warnings into errors, for the whole process.
+#: Only one at a time: shared.picture.inspect turns warnings into errors, for the whole process.
 _judging = threading.Lock()
 
 

@@ -18,10 +18,10 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
-from worker.picture import CONTENT_TYPES, MOST_BYTES, Facts, Unfit
+from shared.picture import CONTENT_TYPES, MOST_BYTES, Facts, Unfit
 
-COMMAND = (sys.executable, "-m", "worker.picture")
-ROOT = Path(__file__).resolve().parent.parent  # where `-m worker.picture` is found
+COMMAND = (sys.executable, "-m", "shared.picture")
+ROOT = Path(__file__).resolve().parent.parent  # where `-m shared.picture` is found
 START_SECONDS = 10.0
 LONGEST_ANSWER = 4096  # bytes; an answer says why in one line
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.worker.pictures import animated, chunk, jpeg_of_size, png, webp_of_size, whole
-from worker import picture
-from worker.picture import Unfit, inspect
+from shared import picture
+from shared.picture import Unfit, inspect
+from tests.shared.pictures import animated, chunk, jpeg_of_size, png, webp_of_size, whole
 
 
 @pytest.mark.parametrize(

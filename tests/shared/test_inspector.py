@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.worker.pictures import whole
-from worker.inspector import COMMAND, ROOT, Inspector, InspectorAway
-from worker.picture import Facts, Unfit
+from shared.inspector import COMMAND, ROOT, Inspector, InspectorAway
+from shared.picture import Facts, Unfit
+from tests.shared.pictures import whole
 
 PNG = whole("PNG", 64, 48)
 FACTS = Facts("image/png", 64, 48)
@@ -27,7 +27,7 @@ def fragile(behaviour: str) -> Sequence[str]:
     """The real program, with a decoder that a picture holding certain words makes do something."""
     program = f"""
         import os, sys, time
-        from worker import picture
+        from shared import picture
         healthy = picture._decode
         def decode(name, data):
             if b"trigger" in data:
@@ -144,7 +144,7 @@ def test_a_process_that_takes_no_picture_costs_none(inspector_with: Callable[...
             os.write(0, bytes([0, 0, 0, 2]) + b"{{}}")
             os.close(0)
             time.sleep(600)
-        from worker import picture
+        from shared import picture
         picture.serve(0)
     """
     inspector = inspector_with([sys.executable, "-c", textwrap.dedent(program)])
@@ -223,7 +223,7 @@ def test_closing_ends_the_processes_and_wakes_those_who_wait(inspector_with: Cal
 
 PARENT = """
 import sys, time
-from worker.inspector import Inspector
+from shared.inspector import Inspector
 inspector = Inspector(2)
 inspector.load()
 print(*(child.process.pid for child in inspector._running), flush=True)
@@ -289,6 +289,6 @@ def test_a_hanging_process_whose_parent_cannot_end_it_ends_itself() -> None:
 
 
 def test_the_program_imports_nothing_that_makes_its_start_slow() -> None:
-    script = "import worker.picture, sys; print(*sys.modules)"
+    script = "import shared.picture, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert not {"requests", "sqlalchemy", "urllib3", "celery", "numpy", "pydantic"} & set(loaded)
