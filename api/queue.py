@@ -43,8 +43,8 @@ def routes(services: Services) -> APIBlueprint:
 
 def _queue(connection: Connection, backend: str, lease_seconds: float, breaker: Standing | None) -> Queue:
     def count(status: Status) -> int:
-        some = select(literal_column("1", Integer)).where(jobs.c.backend == backend, is_status(status)).limit(COUNTED + 1)
-        return connection.scalar(select(func.count()).select_from(some.subquery())) or 0
+        some = select(literal_column("1", Integer)).where(jobs.c.backend == backend, is_status(status))
+        return connection.scalar(select(func.count()).select_from(some.limit(COUNTED + 1).subquery())) or 0
 
     queued = count(Status.queued)
     if queued > COUNTED:

@@ -1,6 +1,8 @@
 """A deploy, again and again: the database is migrated, then each process in turn is asked to end, and its successor
 started."""
 
+from functools import partial
+
 from bench.outside import eventually
 from tests.drills.drill import Drill
 from tests.drills.run import Run, Size
@@ -20,8 +22,7 @@ def rolling_restarts(run: Run) -> None:
             code = system.stop(name, GRACE)
             run.expect(code == 0, f"{name} ends by itself within {GRACE:g} s (it ended with {code})")
             system.start(name)
-            if name == system.web:
-                eventually("the new web side", system.processes, system.answers)
+            eventually(f"the new {name}", system.processes, partial(system.is_up, name))
         run.recovered(fault, RECOVERED_WITHIN)
     run.quiet()
     run.expect(run.count().beyond == 0, "no call is made that leads to no image")

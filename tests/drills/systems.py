@@ -29,7 +29,7 @@ from bench.systems import Baseline, Darkroom, System
 from bench.vendor import SIDE
 from shared.database import AWAY, Database
 from shared.settings import child_environ
-from shared.tables import Billed, Outcome, Status, attempts, events, images, jobs
+from shared.tables import Billed, Outcome, Status, attempts, events, images, jobs, workers
 from shared.tickets import queue_of
 from tests.drills.own_postgres import OwnPostgres
 from tests.drills.small_disk import SmallDisk
@@ -90,6 +90,10 @@ class Drilled(System):
 
     def migrate_to_next_version(self) -> None:
         """What starts from now on is a newer version, and its database is ready for it; where there is one."""
+
+    def is_up(self, name: str) -> bool:
+        """Whether a process that was started is at work; where it can be told."""
+        return name != self.web or self.answers()
 
     def put_redis_behind_proxy(self) -> None:
         """Before it starts: it reaches its Redis through `proxy`."""
@@ -265,6 +269,14 @@ class DrilledDarkroom(Darkroom, Drilled):
         (house / "migrations" / "versions" / f"{number:04}_next.py").write_text(migration)
         subprocess.run([sys.executable, "-m", "migrations"], cwd=house, env=child_environ(self._environ()), check=True)
         self._house = house
+
+    def is_up(self, name: str) -> bool:
+        if name == self.web:
+            return self.answers()
+        its_row = select(workers.c.name).where(workers.c.name.endswith(f":{self.processes.running[name].pid}"))
+        with suppress(*AWAY), self._database.read() as connection:
+            return connection.execute(its_row).first() is not None
+        return False
 
     def take_own_store(self) -> None:
         self._take(OwnPostgres())
