@@ -69,6 +69,12 @@ def start(running: Service) -> None:
     eventually("the worker is well", lambda: is_well(running))
 
 
+def stand_still(running: Service, kind: int) -> None:
+    """The worker does so when this returns."""
+    os.kill(running.processes[WORKER].pid, kind)
+    eventually("it stands still", lambda: "stands still now" in running.log(WORKER))
+
+
 def draws(running: Service, jobs: int = 1) -> None:
     """All that was submitted so far, and one more."""
     running.submit()
@@ -91,7 +97,7 @@ def test_a_stopped_worker_is_seen_and_is_well_again_when_it_goes_on(running: Ser
 
 def test_slots_that_wait_for_each_other_for_ever_are_seen_and_the_worker_ends(running: Service) -> None:
     start(running)
-    os.kill(running.processes[WORKER].pid, deadlock.CLAIMS)
+    stand_still(running, deadlock.CLAIMS)
     began = time.monotonic()
     running.submit()
     seen_after(running, began)
@@ -107,7 +113,7 @@ def test_a_consumer_that_stands_still_is_seen_and_the_worker_ends_after_its_call
     running.sandbox.trouble(delay=80, calls=1)
     running.submit()
     eventually("its call is in flight", lambda: running.sandbox.calls()["in_flight"] == 1)
-    os.kill(running.processes[WORKER].pid, deadlock.CONSUMER)
+    stand_still(running, deadlock.CONSUMER)
     began = time.monotonic()
     seen_after(running, began)
     assert running.processes[WORKER].poll() is None
@@ -119,7 +125,7 @@ def test_a_consumer_that_stands_still_is_seen_and_the_worker_ends_after_its_call
 
 def test_a_worker_that_writes_nothing_any_more_is_seen_and_ends(running: Service) -> None:
     start(running)
-    os.kill(running.processes[WORKER].pid, deadlock.WRITER)
+    stand_still(running, deadlock.WRITER)
     seen_after(running, time.monotonic())
     assert running.processes[WORKER].wait(180) == 70
     assert "the heartbeat has stood still" in running.log(WORKER)
@@ -145,7 +151,8 @@ def test_a_worker_whose_slots_are_all_taken_for_long_is_well(running: Service) -
 def test_a_half_open_connection_to_redis_is_replaced_before_anybody_counts_the_worker_out(running: Service) -> None:
     start(running)
     draws(running, 0)
-    os.kill(running.processes[WORKER].pid, deadlock.HALF_OPEN)
+    eventually("its slot is free", lambda: "0 of 200 slots in use, 1 done" in health(running, row_of(running))[1])
+    stand_still(running, deadlock.HALF_OPEN)
     began = time.monotonic()
     draws(running)
     seconds = time.monotonic() - began
