@@ -74,7 +74,16 @@ class Backlog:
                 tx.execute(insert(table), rows)
         with self.database.write() as tx:
             tx.execute(table.update().where(~table.c.ready, table.c.ready_at.is_(None)).values(ready_at=now(86400)))
-            tx.execute(text("ANALYZE"))
+        self._settle()
+
+    def _settle(self) -> None:
+        """What a million inserts at once leave to be written and cleared away is done now, not while we measure."""
+        todo = ["PRAGMA wal_checkpoint(TRUNCATE)", "ANALYZE"]
+        if not self.database.is_sqlite:
+            todo = ["SET statement_timeout = 0", "VACUUM (ANALYZE)", "CHECKPOINT", "RESET statement_timeout"]
+        with self.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            for line in todo:
+                connection.execute(text(line))
 
     def measure(self) -> Figures:
         submits = self._rate(self._submit)

@@ -12,7 +12,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
-from shared.database import Database
+from shared.database import Database, take_as_long_as_it_needs
 
 _FOLDER = Path(__file__).parent
 
@@ -36,9 +36,7 @@ def upgrade(database: Database) -> None:
     """Bring the database to the newest revision, all in one transaction: it succeeds whole or changes nothing."""
     with database.write() as tx:
         if tx.dialect.name == "postgresql":
-            # The waiting one waits for as long as the other needs.
-            tx.execute(text("SET LOCAL statement_timeout = 0"))
-            tx.execute(text("SET LOCAL lock_timeout = 0"))
+            take_as_long_as_it_needs(tx)  # also the one that waits for the other
             tx.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         command.upgrade(_config(tx), "head")
 

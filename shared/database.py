@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Engine, ExceptionContext, String, create_engine, event
+from sqlalchemy import Connection, Dialect, Engine, ExceptionContext, String, create_engine, event, text
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -162,12 +162,24 @@ def _engine(url: str, connections: int, wait_seconds: float) -> Engine:
             "connect_timeout": 5,
             "options": guards,
             "tcp_user_timeout": 10_000,
+            "keepalives_idle": 10,
             "application_name": "darkroom",
         },
         **pool,
     )
+    from shared.patience import PatientConnection
+
+    event.listen(engine, "do_connect", lambda _dialect, _record, args, given: PatientConnection.connect(*args, **given))
     event.listen(engine, "handle_error", _count_as_away)
     return engine
+
+
+def take_as_long_as_it_needs(tx: Connection) -> None:
+    """No limit for the statements of this transaction: for migrations. On PostgreSQL its connection keeps none."""
+    if tx.dialect.name == "postgresql":
+        tx.execute(text("SET LOCAL statement_timeout = 0"))
+        tx.execute(text("SET LOCAL lock_timeout = 0"))
+        tx.connection.driver_connection.answer_seconds = None  # type: ignore[union-attr]  # a PatientConnection
 
 
 def _count_as_away(context: ExceptionContext) -> None:

@@ -48,3 +48,8 @@ def add(tx: Connection, amounts: Mapping[Series, int]) -> None:
 def read(connection: Connection) -> dict[Series, int]:
     """All of them."""
     return {tuple(row.series.split("/")): row.amount for row in connection.execute(select(tallies))}
+
+
+def read_one(connection: Connection, series: Series) -> int:
+    """0 for what was never counted."""
+    return connection.scalar(select(tallies.c.amount).where(tallies.c.series == "/".join(series))) or 0

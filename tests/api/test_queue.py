@@ -3,8 +3,10 @@
 from datetime import datetime
 from typing import Any
 
+import pytest
 from sqlalchemy import update
 
+from api import queue as queue_file
 from api.app import create_app
 from api.services import Services
 from shared import jobs as life
@@ -15,6 +17,7 @@ from shared.tables import jobs, workers
 from tests.api.people import KEY, Caller, Submit, Worker, client_with, on_sqlite
 from tests.servers import free_port
 from worker import presence
+from worker.feed import Feed
 from worker.presence import Progress
 
 
@@ -88,6 +91,20 @@ def test_it_counts_what_waits_and_what_is_being_made(
     api.post(made[4]["urls"]["cancel"])
     row = queue(api)
     assert (row["queued"], row["running"]) == (2, 1)  # the one that backs off waits too
+
+
+def test_of_a_queue_that_is_too_long_to_count_the_tallies_tell(
+    api: Caller, services: Services, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_file, "COUNTED", 3)
+    for _ in range(3):
+        submit()
+    assert queue(api)["queued"] == 3  # counted, although nothing was tallied
+    for _ in range(2):
+        submit()
+    assert queue(api)["queued"] == 4  # as far as it was counted: there is no sweep that tallies
+    Feed(services.database).round()
+    assert queue(api)["queued"] == 5
 
 
 def test_the_oldest_is_the_one_that_has_waited_longest(api: Caller, services: Services, submit: Submit) -> None:

@@ -33,12 +33,13 @@ def full_disk(run: Run) -> None:
         return system.store_answers()
 
     for share in run.shares():
-        run.submit(share)
+        run.submit(share // 2)
         run.pause(0.1 * run.size.submitting, 0.3 * run.size.submitting)
         fault = run.fault()
         fault.unheard = Claims.AT_MOST  # PostgreSQL may end of it, at any commit
         before = felt(run)
         disk.fill()
+        run.submit(share - share // 2)  # somebody writes, however long it took to fill it
         if system.books([]) is not None:
             run.until("somebody feels it", lambda: felt(run) > before, FULL_WITHIN)  # noqa: B023
         run.pause(0.5 * run.size.longest_fault, run.size.longest_fault)

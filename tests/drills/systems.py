@@ -3,6 +3,8 @@
 import json
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 from abc import abstractmethod
 from collections import Counter
@@ -18,13 +20,16 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from sqlalchemy import select, text, update
 
+import migrations
 from bench.databases import Databases
 from bench.load.dialects import API_KEY
 from bench.outside import eventually
+from bench.processes import ROOT
 from bench.systems import Baseline, Darkroom, System
 from bench.vendor import SIDE
 from shared.database import AWAY, Database
-from shared.tables import Billed, Outcome, Status, attempts, events, images, jobs
+from shared.settings import child_environ
+from shared.tables import Billed, Outcome, Status, attempts, events, images, jobs, workers
 from shared.tickets import queue_of
 from tests.drills.own_postgres import OwnPostgres
 from tests.drills.small_disk import SmallDisk
@@ -32,6 +37,20 @@ from tests.fault_proxy import FaultProxy
 
 #: How long a client waits for the answer to one request, in seconds.
 CLIENTS_PATIENCE = 30
+#: What a newer version may do to the database while the older one still works.
+NEXT_MIGRATION = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "{number}"
+down_revision = "{before}"
+
+
+def upgrade() -> None:
+    op.add_column("jobs", sa.Column("in_{number}", sa.String(10)))
+    op.create_index("ix_jobs_in_{number}", "jobs", ["in_{number}"])
+    op.execute("UPDATE jobs SET in_{number} = 'old'")
+"""
 OPEN = (Status.queued, Status.running)
 
 
@@ -68,6 +87,13 @@ class Drilled(System):
         self.at_end = ExitStack()
         #: Refused submissions, by status and whether a Retry-After came with it.
         self.refusals: Counter[tuple[int, bool]] = Counter()
+
+    def migrate_to_next_version(self) -> None:
+        """What starts from now on is a newer version, and its database is ready for it; where there is one."""
+
+    def is_up(self, name: str) -> bool:
+        """Whether a process that was started is at work; where it can be told."""
+        return name != self.web or self.answers()
 
     def put_redis_behind_proxy(self) -> None:
         """Before it starts: it reaches its Redis through `proxy`."""
@@ -226,6 +252,31 @@ class DrilledDarkroom(Darkroom, Drilled):
     def __init__(self, databases: Databases, lease_seconds: float) -> None:
         super().__init__(databases, DARKROOM_LEASE_SECONDS=f"{lease_seconds:g}")
         self._database = Database(self.database_url, connections=4)
+        self._house = ROOT
+        self._versions = 0
+
+    def _home(self) -> Path:
+        return self._house
+
+    def migrate_to_next_version(self) -> None:
+        """The version that runs, with one more migration. The old processes meet its columns, as in any deploy."""
+        number = int(migrations.newest()) + self._versions + 1
+        self._versions += 1
+        house = self.folder / f"version-{number}"
+        for room in ("api", "worker", "shared", "migrations"):
+            shutil.copytree(self._house / room, house / room, ignore=shutil.ignore_patterns("__pycache__"))
+        migration = NEXT_MIGRATION.format(number=f"{number:04}", before=f"{number - 1:04}")
+        (house / "migrations" / "versions" / f"{number:04}_next.py").write_text(migration)
+        subprocess.run([sys.executable, "-m", "migrations"], cwd=house, env=child_environ(self._environ()), check=True)
+        self._house = house
+
+    def is_up(self, name: str) -> bool:
+        if name == self.web:
+            return self.answers()
+        its_row = select(workers.c.name).where(workers.c.name.endswith(f":{self.processes.running[name].pid}"))
+        with suppress(*AWAY), self._database.read() as connection:
+            return connection.execute(its_row).first() is not None
+        return False
 
     def take_own_store(self) -> None:
         self._take(OwnPostgres())

@@ -15,4 +15,4 @@ SMALL = {"prompt": "a lake", "width": 256, "height": 256, "seed": 1}
 def call(sandbox: Sandbox, model: str = SDXL, **data: Any) -> requests.Response:
     """A small picture, unless `data` says otherwise."""
     body = {"model": model, "data": SMALL | data}
-    return requests.post(sandbox.url, json=body, headers=KEY, timeout=10, allow_redirects=False)
+    return requests.post(sandbox.url, json=body, headers=KEY, timeout=60, allow_redirects=False)

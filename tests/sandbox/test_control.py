@@ -86,7 +86,7 @@ def test_a_client_that_has_its_answer_finds_itself_counted(sandbox: Sandbox) -> 
 def test_two_hundred_calls_are_in_flight_at_once(sandbox: Sandbox) -> None:
     call(sandbox)  # painted before, so that only the delay takes time
     sandbox.reset_calls()
-    sandbox.trouble(delay=1)
+    sandbox.trouble(delay=8)
     statuses: list[int] = []
     threads = [
         threading.Thread(target=lambda: statuses.append(call(sandbox).status_code), daemon=True) for _ in range(200)
@@ -94,11 +94,11 @@ def test_two_hundred_calls_are_in_flight_at_once(sandbox: Sandbox) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert statuses == [200] * 200
     books = sandbox.calls()
     assert (books["calls"], books["pictures"], books["in_flight"]) == (200, 200, 0)
-    assert books["most_in_flight"] > 150  # 200 where the machine has time to start them all within the delay
+    assert books["most_in_flight"] == 200
 
 
 def test_healthz_answers(sandbox: Sandbox) -> None:

@@ -1,13 +1,16 @@
 """The database's clock, its transactions, and what it looks like when it is away."""
 
 import threading
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import insert, select, text
 
-from shared.database import AWAY, Database, now, now_ms
+from shared.database import AWAY, Database, now, now_ms, take_as_long_as_it_needs
+from shared.patience import PatientConnection
 from shared.tables import projects
+from tests.fault_proxy import BLACK_HOLE, FaultProxy, Toxics
 from tests.servers import PostgresServer
 from tests.service import eventually
 
@@ -118,6 +121,42 @@ def test_a_restart_of_postgresql_fails_nobody_after_it(postgres: PostgresServer)
         database.close()
     finally:
         server.close()
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_silent_is_waited_for_no_longer_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PatientConnection, "answer_seconds", 2.0)
+    with ExitStack() as stack:
+        server = PostgresServer()
+        stack.callback(server.close)
+        server.start(tcp=True)
+        proxy = stack.enter_context(FaultProxy(server.port))
+        database = stack.enter_context(closing(Database(server.tcp_url("postgres", proxy.port), connections=1)))
+        for silence in ({"to_server": BLACK_HOLE}, {"to_client": BLACK_HOLE}):
+            with pytest.raises(AWAY):
+                _ask_into_silence(database, proxy, **silence)
+            proxy.heal()
+            with database.read() as connection:
+                assert connection.scalar(text("SELECT 2")) == 2  # over another connection
+
+
+def _ask_into_silence(database: Database, proxy: FaultProxy, **silence: Toxics) -> None:
+    with database.write() as tx:
+        proxy.disturb(**silence)
+        tx.execute(text("SELECT 1"))
+
+
+def test_a_migration_may_take_as_long_as_it_needs(postgresql_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PatientConnection, "answer_seconds", 0.2)
+    database = Database(postgresql_url)
+    try:
+        with database.write() as tx:
+            take_as_long_as_it_needs(tx)
+            tx.execute(text("SELECT pg_sleep(0.5)"))
+        with pytest.raises(AWAY), Database(postgresql_url).write() as tx:
+            tx.execute(text("SELECT pg_sleep(0.5)"))
+    finally:
+        database.close()
 
 
 def test_a_transaction_that_stood_still_for_too_long_counts_as_away(postgresql_url: str) -> None:
