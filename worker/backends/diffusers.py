@@ -112,7 +112,7 @@ class Diffusers:
 
     def load(self) -> None:
         """Read the model, draw one step with it, start the engine. Raises CannotLoad, which says what to do."""
-        self._sdxl = _sdxl().load(self._model, **self._loading)
+        self._sdxl = _sdxl_loading().load(self._model, **self._loading)
         try:
             self._sdxl.warm_up(self._compile_sizes, self._room)
         except Exception as error:
@@ -129,7 +129,7 @@ class Diffusers:
 
     def survey(self) -> list[tuple[str, str]]:
         """What `load` would find and do, as (name, sentence), in seconds. Raises CannotLoad."""
-        return list(_sdxl().survey(self._model, **self._loading))
+        return list(_sdxl_loading().survey(self._model, **self._loading))
 
     def health(self) -> str | None:
         return "the model is not loaded" if self._engine is None else self._engine.health()
@@ -208,14 +208,14 @@ def local_backend(wanted: Settings) -> Diffusers:
     )
 
 
-def _sdxl() -> Any:
-    """The module that knows torch. Raises CannotLoad where that is not installed."""
+def _sdxl_loading() -> Any:
+    """The module that reads torch. Raises CannotLoad where that is not installed."""
     try:
-        from worker.backends import sdxl
+        from worker.backends import sdxl_loading
     except ImportError as error:
         missing = error.name or one_line(str(error))
         raise CannotLoad(f"{missing} is missing: install requirements-gpu.lock (docs/gpu.md)") from None
-    return sdxl
+    return sdxl_loading
 
 
 def _tell(progress: Progress, news: Stepped) -> None:
