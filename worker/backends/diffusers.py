@@ -1,8 +1,8 @@
 """The local backend: SDXL on a card of this machine. Pictures cost nothing but time.
 
 The contract and the wiring. `step_engine.py` draws the jobs of all threads together on one thread of its own,
-`sdxl.py` knows the model; what takes time beside the card happens here, in the threads that wait: encoding pictures,
-previews, and telling about progress.
+`sdxl.py` knows the model; what takes time beside the card happens here, in the threads that wait: reading images to
+start from, encoding pictures, previews, and telling about progress.
 
 Importing this file imports no torch: `load` does.
 """
@@ -37,6 +37,7 @@ from worker.backends.base import (
     one_line,
 )
 from worker.backends.batch_room import MOST_AT_ONCE, BatchRoom, Size, size_of
+from worker.backends.source import Source, source_of
 from worker.backends.step_engine import Drawn, News, Row, StepEngine, Stepped
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class Diffusers:
         seed=True,
         progress=True,
         cancel=True,
-        image_to_image=False,
+        image_to_image=True,
         most_at_once=64,
         hosted=False,
     )
@@ -160,19 +161,22 @@ class Diffusers:
         if self._engine is None:
             return [Failure(Kind.not_accepted, Billed.no, "the model is not loaded")] * len(requests)
         news: News = SimpleQueue()
-        self._engine.submit(
-            [
-                Row(index, request.input, size_of(request.input), partial(canceled, index), news)
-                for index, request in enumerate(requests)
-            ]
-        )
         outcomes: dict[int, Picture | Failure] = {}
+        rows: dict[int, Row] = {}
+        for index, request in enumerate(requests):
+            try:
+                source = source_of(request)
+            except Failure as failure:
+                outcomes[index] = failure
+                continue
+            rows[index] = Row(index, request.input, size_of(request.input), partial(canceled, index), news, source)
+        self._engine.submit(list(rows.values()))
         while len(outcomes) < len(requests):
             item = news.get()
             if isinstance(item, Stepped):
                 _tell(progress, item)
             else:
-                outcomes[item.index] = _outcome(requests[item.index], item.outcome)
+                outcomes[item.index] = _outcome(requests[item.index], rows[item.index].source, item.outcome)
         return [outcomes[index] for index in range(len(requests))]
 
     def judge(self, request: Request, data: bytes) -> Picture:
@@ -231,11 +235,12 @@ def _tell(progress: Progress, news: Stepped) -> None:
         log.warning("nobody could be told of the progress", exc_info=True)
 
 
-def _outcome(request: Request, outcome: Drawn | Failure) -> Picture | Failure:
+def _outcome(request: Request, source: Source | None, outcome: Drawn | Failure) -> Picture | Failure:
     if isinstance(outcome, Failure):
         return outcome
     try:
-        return _picture(request, outcome.pixels, outcome.warnings)
+        pixels = outcome.pixels if source is None else source.keep(outcome.pixels)
+        return _picture(request, pixels, outcome.warnings)
     except Exception:  # one job's fault must not be raised: the others have outcomes
         log.exception("%s: a fault in the backend", request.job_id)
         return Failure(Kind.internal, Billed.no, "the backend failed; the fault is ours")

@@ -1,11 +1,16 @@
 """SDXL on a card: what the engine asks of a model. `sdxl_loading.py` makes one.
 
-It follows diffusers' StableDiffusionXLPipeline so closely that a picture drawn among others is the one that the
-pipeline would draw alone, to 2 of 255 (tests/gpu/test_same_pictures.py). What the pipeline keeps for a whole call is
-kept here for each canvas: texts, noise, sigmas, guidance. Euler's method has no other memory.
+It follows diffusers' pipelines for SDXL (the plain one, Img2Img and Inpaint) so closely that a picture drawn among
+others is the one that the pipeline would draw alone, to 2 of 255 (tests/gpu/test_same_pictures.py). What a pipeline
+keeps for a whole call is kept here for each canvas: texts, noise, sigmas, guidance, what lies outside of a mask.
+Euler's method has no other memory.
 
-The noise is drawn on the CPU, so that a seed means the same on every card; sigmas stay there, so that no step waits
-for the card to read one number back.
+A job that starts from an image makes the last steps of the schedule, as many as its `strength` says, on the image's
+latents, noised to where those begin. They are steps like all others.
+
+The noise is drawn on the CPU, so that a seed means the same on every card: first what encoding the image takes of it,
+if there is one, then what the picture is drawn from. Sigmas stay there, so that no step waits for the card to read one
+number back.
 """
 
 import gc
@@ -25,6 +30,8 @@ from numpy.typing import NDArray
 from worker.backends.base import Billed, Failure, Kind, PictureWarning
 from worker.backends.batch_room import BatchRoom, Size, size_of
 from worker.backends.model_folder import ModelFolder
+from worker.backends.sdxl_vae import Vae
+from worker.backends.source import Source
 from worker.backends.step_engine import Trouble
 
 log = logging.getLogger(__name__)
@@ -35,6 +42,22 @@ WARM_UP: Mapping[str, Any] = {"prompt": "warm up", "width": 256, "height": 256, 
 #: What cuDNN, cuBLAS and Metal say when memory ran out, in errors that have no type of their own.
 _NO_MEMORY = re.compile(r"out of memory|ALLOC_FAILED|can't allocate memory", re.IGNORECASE)
 _CARD = re.compile(r"CUDA|cuBLAS|cuDNN|device-side assert", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What must stay. `may_change`: a bool for each cell of the latents. `noise`: what the picture is drawn from."""
+
+    may_change: Any
+    latents: Any
+    noise: Any
+
+    def keep(self, sigma: float, latents: Any, clean: Any) -> tuple[Any, Any]:
+        """After a step to `sigma`: what was drawn, and outside of the mask the image, as noisy as that."""
+        return (
+            torch.where(self.may_change, latents, self.latents + sigma * self.noise),
+            torch.where(self.may_change, clean, self.latents),
+        )
 
 
 @dataclass
@@ -52,6 +75,8 @@ class Canvas:
     sigmas: Sequence[float]
     latents: Any  # float32, whatever the model computes in
     clean: Any  # where the latents are heading, as far as the last step could tell
+    may_be_black: bool
+    outside: Outside | None
     warnings: tuple[PictureWarning, ...] = ()
     step: int = 0
 
@@ -68,14 +93,14 @@ class Sdxl:
         self.dtype = dtype
         self._pipeline = pipeline
         self._unet = pipeline.unet
-        self._vae = pipeline.vae
+        self._vae = Vae(pipeline.vae, self.device)
         self._low_memory = low_memory
         self._frugal: set[Size] = set()
         self.scheduler = _euler(pipeline.scheduler)
 
     # -- What the engine asks -----------------------------------------------------------------------------------------
 
-    def begin(self, input: Mapping[str, Any]) -> Canvas:
+    def begin(self, input: Mapping[str, Any], source: Source | None) -> Canvas:
         size = _size(input, int(self._pipeline.vae_scale_factor))
         guidance = float(input.get("guidance", 7.5))
         negative = input.get("negative_prompt") or None  # "" means none, as everywhere in the API
@@ -88,29 +113,36 @@ class Sdxl:
                 do_classifier_free_guidance=guidance > 1,
                 negative_prompt=negative,
             )
-            steps = int(input["num_steps"])
-            self.scheduler.set_timesteps(steps)
-            shape = (
-                1,
-                self._unet.config.in_channels,
-                *(side // self._pipeline.vae_scale_factor for side in size[::-1]),
-            )
-            generator = torch.Generator("cpu").manual_seed(int(input["seed"]))
-            # In the texts' type, as the pipeline draws it: in another one, some sizes get another noise.
-            noise = torch.randn(shape, generator=generator, dtype=texts.dtype)
-            latents = (noise * self.scheduler.init_noise_sigma).to(self.device, torch.float32)
+            # In the texts' type, as the pipelines draw noise: in another one, some sizes get another noise.
+            generator, dtype = torch.Generator("cpu").manual_seed(int(input["seed"])), texts.dtype
+            original = None if source is None else self._encode(source.image, size, generator, dtype)
+            noise = torch.randn(self._shape(size), generator=generator, dtype=dtype)
+            self.scheduler.set_timesteps(int(input["num_steps"]))
+            strength = 1.0 if source is None else float(input["strength"])
+            first = _first_step(len(self.scheduler.timesteps), strength)
+            sigmas = self.scheduler.sigmas.tolist()[first:]
+            mask = None if source is None else source.mask
+            if original is None or (mask is not None and strength == 1):
+                latents = (noise * self.scheduler.init_noise_sigma).to(self.device, torch.float32)
+            else:
+                latents = original + noise.to(self.device, torch.float32) * sigmas[0]
+            outside = None
+            if mask is not None:
+                outside = Outside(self._may_change(mask), original, noise.to(self.device, torch.float32))
         return Canvas(
             size=size,
-            steps=len(self.scheduler.timesteps),
+            steps=len(sigmas) - 1,
             guidance=guidance,
             texts=texts,
             pooled=pooled,
             negative_texts=negative_texts,
             negative_pooled=negative_pooled,
-            timesteps=self.scheduler.timesteps.tolist(),
-            sigmas=self.scheduler.sigmas.tolist(),
+            timesteps=self.scheduler.timesteps.tolist()[first:],
+            sigmas=sigmas,
             latents=latents,
-            clean=latents,
+            clean=latents if original is None else original,
+            may_be_black=source is not None,  # as that may be
+            outside=outside,
             warnings=self._warnings(input["prompt"], negative if guidance > 1 else None),
         )
 
@@ -123,10 +155,14 @@ class Sdxl:
             noise = self._guided_noise(canvases, latents / (sigma**2 + 1) ** 0.5)
             clean = self._clean(latents, noise, sigma)
             latents = latents + (latents - clean) / sigma * (sigma_next - sigma)
+            drawn = [
+                _keep_outside(canvas, latents[row : row + 1], clean[row : row + 1])
+                for row, canvas in enumerate(canvases)
+            ]
             self._wait_for_the_card()
         # Only now, so that a step that failed can be done again.
-        for row, canvas in enumerate(canvases):
-            canvas.latents, canvas.clean = latents[row : row + 1], clean[row : row + 1]
+        for canvas, (latents, clean) in zip(canvases, drawn, strict=True):
+            canvas.latents, canvas.clean = latents, clean
             canvas.step += 1
 
     def finish(self, canvas: Canvas) -> NDArray[np.uint8]:
@@ -135,16 +171,9 @@ class Sdxl:
         with torch.inference_mode():
             if not torch.isfinite(canvas.latents).all():
                 raise Failure(Kind.bad_output, Billed.no, "the model drew no numbers (NaN); nothing could be decoded")
-            tiled = canvas.size[0] * canvas.size[1] > TILED_ABOVE or canvas.size in self._frugal or self._low_memory
-            (self._vae.enable_tiling if tiled else self._vae.disable_tiling)()
-            pixels = self._decode(canvas.latents)
-            if pixels is None and self._vae.dtype != torch.float32:
-                log.warning("the decoder drew no picture in %s: decoding it again in float32", self._vae.dtype)
-                dtype = self._vae.dtype
-                try:
-                    pixels = self._decode(canvas.latents, self._vae.to(torch.float32))
-                finally:
-                    self._vae.to(dtype)
+            pixels = self._vae.decode(
+                canvas.latents, tiled=self._in_tiles(canvas.size), may_be_black=canvas.may_be_black
+            )
         if pixels is None:
             raise Failure(Kind.bad_output, Billed.no, "the model drew a black picture, or no numbers (NaN)")
         return pixels
@@ -203,7 +232,7 @@ class Sdxl:
 
     def warm_up(self, compile_sizes: Sequence[Size], room: BatchRoom) -> None:
         """One step and one decoding, and each shape that is to be compiled. Raises what the card raises."""
-        canvas = self.begin(WARM_UP)
+        canvas = self.begin(WARM_UP, None)
         self.step([canvas])
         with suppress(Failure):  # one step of noise need not be a picture
             self.finish(canvas)
@@ -212,7 +241,7 @@ class Sdxl:
         for width, height in compile_sizes:
             # The second number of rows makes torch compile for any number of them.
             for count in sorted({1, min(2, room.cap((width, height))), room.cap((width, height))}):
-                self.step([self.begin({**WARM_UP, "width": width, "height": height}) for _ in range(count)])
+                self.step([self.begin({**WARM_UP, "width": width, "height": height}, None) for _ in range(count)])
 
     # -- The mathematics ----------------------------------------------------------------------------------------------
 
@@ -265,25 +294,26 @@ class Sdxl:
             return latents - sigma * noise
         return noise  # `sample`: the model says it outright
 
-    def _decode(self, latents: Any, vae: Any = None) -> NDArray[np.uint8] | None:
-        """The pixels; None if they are not numbers, or all black."""
-        vae = self._vae if vae is None else vae
-        latents = latents.to(vae.dtype)
-        mean, deviation = vae.config.get("latents_mean"), vae.config.get("latents_std")
-        if mean is not None and deviation is not None:
-            mean, deviation = (
-                torch.tensor(of).view(1, -1, 1, 1).to(self.device, latents.dtype) for of in (mean, deviation)
-            )
-            latents = latents * deviation / vae.config.scaling_factor + mean
-        else:
-            latents = latents / vae.config.scaling_factor
-        image = vae.decode(latents, return_dict=False)[0][0].float()
-        if not torch.isfinite(image).all():
-            return None
-        pixels: NDArray[np.uint8] = (
-            ((image / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-        )
-        return pixels if pixels.any() else None
+    def _encode(self, image: NDArray[np.uint8], size: Size, generator: Any, dtype: Any) -> Any:
+        self._make_room_for("vae")
+        latents = self._vae.encode(image, generator, dtype, tiled=self._in_tiles(size))
+        if latents is None:
+            raise Failure(Kind.bad_output, Billed.no, "the model made no numbers (NaN) of the image to start from")
+        return latents
+
+    def _may_change(self, mask: NDArray[np.bool_]) -> Any:
+        """A cell of the latents may, where one of its pixels may: nothing that was marked is lost to a coarser grid."""
+        cell = int(self._pipeline.vae_scale_factor)
+        height, width = (side // cell for side in mask.shape)
+        cells = mask.reshape(height, cell, width, cell).any(axis=(1, 3))
+        return torch.tensor(cells)[None, None].to(self.device)
+
+    def _shape(self, size: Size) -> tuple[int, ...]:
+        width, height = (side // int(self._pipeline.vae_scale_factor) for side in size)
+        return 1, int(self._unet.config.in_channels), height, width
+
+    def _in_tiles(self, size: Size) -> bool:
+        return size[0] * size[1] > TILED_ABOVE or size in self._frugal or self._low_memory
 
     def _column(self, numbers: Any) -> Any:
         """One number a row, in the shape that multiplies latents."""
@@ -309,7 +339,7 @@ class Sdxl:
         if not self._low_memory:
             return
         texts, unet = [self._pipeline.text_encoder, self._pipeline.text_encoder_2], [self._unet]
-        coming, going = {"texts": (texts, unet), "unet": (unet, texts), "vae": ([self._vae], texts)}[part]
+        coming, going = {"texts": (texts, unet), "unet": (unet, texts), "vae": ([self._pipeline.vae], texts)}[part]
         for module in going:
             module.to("cpu")
         for module in coming:
@@ -336,6 +366,18 @@ def _size(input: Mapping[str, Any], multiple_of: int) -> Size:
         message = f"width and height must be multiples of {multiple_of}, not {width}x{height}"
         raise Failure(Kind.rejected, Billed.no, message)
     return width, height
+
+
+def _first_step(steps: int, strength: float) -> int:
+    """How many steps are left out: those made are the share that `strength` says, rounded down, and at least one."""
+    return steps - max(1, min(int(steps * strength), steps))
+
+
+def _keep_outside(canvas: Canvas, latents: Any, clean: Any) -> tuple[Any, Any]:
+    if canvas.outside is None:
+        return latents, clean
+    is_last = canvas.step + 1 == canvas.steps  # the noise is gone, even where the schedule leaves a little
+    return canvas.outside.keep(0.0 if is_last else canvas.sigmas[canvas.step + 1], latents, clean)
 
 
 def dtype_name(dtype: Any) -> str:
