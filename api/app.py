@@ -43,8 +43,7 @@ from shared.database import Database
 from shared.image_store import open_image_store
 from shared.settings import Settings, SettingsError, load
 from shared.tickets import Bell, broker
-
-VERSION = "0.1.0"
+from shared.version import VERSION
 
 #: Gunicorn's code for "this will not start, don't try again".
 CANNOT_START = 4
