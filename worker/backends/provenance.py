@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from shared.provenance import KEYWORD
 from shared.version import VERSION
 from worker.backends.base import Request
 
-KEYWORD = "darkroom"
 COMPRESSION = 4  # of zlib: 3 takes half the time and a sixth more bytes, 6 and 9 save nothing (measured at 1024x1024)
 
 #: Fields of `parameters`, and what they are in our inputs.
