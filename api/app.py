@@ -21,6 +21,7 @@ from api import (
     metrics,
     models,
     openapi,
+    provenance,
     queue,
     request_log,
     strict,
@@ -43,8 +44,7 @@ from shared.database import Database
 from shared.image_store import open_image_store
 from shared.settings import Settings, SettingsError, load
 from shared.tickets import Bell, broker
-
-VERSION = "0.1.0"
+from shared.version import VERSION
 
 #: Gunicorn's code for "this will not start, don't try again".
 CANNOT_START = 4
@@ -126,7 +126,7 @@ def build(services: Services) -> OpenAPI:
     auth.install(app, services.keys, services.settings.secret_key)
     strict.install(app)
     webhooks = (endpoints, deliveries, webhook_secret)
-    for resource in (jobs, job_list, attempts, events, images, *webhooks, queue, models, health, dataoorts):
+    for resource in (jobs, job_list, attempts, events, images, provenance, *webhooks, queue, models, health, dataoorts):
         openapi.register(app, resource.routes(services))
     openapi.register(app, metrics.routes(services, VERSION))
     app.extensions["darkroom.waiting"] = services.waiting  # for gunicorn.conf.py: waits end when the process stops

@@ -104,7 +104,8 @@ def routes(services: Services) -> APIBlueprint:
         "/jobs/<id>",
         operation_id="removeJobData",
         summary="Remove the image, the prompt and the metadata of an ended job",
-        description="Its row stays, with `data_removed`: that it was, how it ended, what it cost.",
+        description="Its row stays, with `data_removed`: that it was, how it ended, what it cost. So does the hash of "
+        "its image, by which `/v1/provenance` knows it.",
         responses=answers({204: None}, refusals=(401, 404, 409, 413, 422)),
     )
     def remove_job_data(path: JobPath, query: NoQuery) -> Response:

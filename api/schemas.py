@@ -184,6 +184,49 @@ class EventList(BaseModel):
     )
 
 
+class ProvenanceQuery(NoQuery):
+    """Which picture is meant."""
+
+    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] = Field(
+        description="of its bytes, 64 hexadecimal digits"
+    )
+
+
+class MadeImage(BaseModel):
+    content_type: str
+    width: int
+    height: int
+    bytes: int
+
+
+class MadeBy(BaseModel):
+    """A job that made the picture."""
+
+    job_id: str
+    created_at: Moment
+    completed_at: Moment | None
+    model: str
+    revision: str | None = Field(
+        description="of the model, as the picture itself says; null for a vendor's, and once its bytes were removed"
+    )
+    backend: str | None = Field(
+        description="null if the job's data were removed and pictures had come for it from several backends"
+    )
+    input: dict[str, Any] = Field(description="the job's, with the seed that was used; {} once its data were removed")
+    image: MadeImage | None = Field(description="null once the job's data were removed")
+    data_removed: bool
+    url: str = Field(description="of the job")
+
+
+class Provenance(BaseModel):
+    """What this project knows of a picture."""
+
+    sha256: str
+    made: bool = Field(description="whether a job of this project made it")
+    data: list[MadeBy] = Field(description="newest first")
+    has_more: bool = Field(description="whether older ones are not shown")
+
+
 class Breaker(BaseModel):
     """Whether jobs are given to a backend now. While it is open they wait, and lose none of their attempts."""
 
@@ -318,6 +361,7 @@ QUERIES: Mapping[str, type[NoQuery]] = {
     "getImage": ImageQuery,
     "listJobEvents": EventsQuery,
     "listEvents": EventsQuery,
+    "getProvenance": ProvenanceQuery,
 }
 
 #: The shapes of whole answers.
@@ -326,6 +370,7 @@ ANSWERS: tuple[type[BaseModel], ...] = (
     JobList,
     EventList,
     ImageLink,
+    Provenance,
     QueueList,
     AttemptList,
     ModelList,

@@ -30,7 +30,8 @@ from typing import Any
 from bench.machine import hardware
 from worker.backends.base import Picture, Request
 from worker.backends.batch_room import MOST_AT_ONCE, BatchRoom
-from worker.backends.diffusers import COMPRESSION, Diffusers
+from worker.backends.diffusers import Diffusers
+from worker.backends.provenance import COMPRESSION
 
 WORDS = ("a lighthouse at night", "a fox in the snow", "mountains", "a city from above", "the sea", "an old door")
 STEPS = (8, 12, 16, 20)

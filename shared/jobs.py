@@ -268,7 +268,8 @@ def retry(
 
 
 def remove_data(tx: Connection, job_id: str) -> bool:
-    """Forget what an ended job was about: its prompt, its metadata, its picture. Its row stays, and its bill.
+    """Forget what an ended job was about: its prompt, its metadata, its picture. Its row stays, its bill, and the
+    picture's hash, by which it is known as ours.
 
     No move: its status stays. False if it has not ended; removing twice is fine. The pictures themselves are the
     image store's to remove, after the commit; what a crash leaves there, nothing points at, and the sweep finds.

@@ -186,7 +186,7 @@ REMOVE_DATA = (
         image_width=None,
         image_height=None,
         image_bytes=None,
-        image_sha256=None,
+        # image_sha256 stays: that a picture was ours is known for good (GET /v1/provenance), and says nothing of it.
     )
     .returning(jobs.c.id)
 )

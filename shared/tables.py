@@ -162,7 +162,7 @@ jobs = Table(
     Column("image_width", Integer),
     Column("image_height", Integer),
     Column("image_bytes", Integer),
-    Column("image_sha256", String(64)),
+    Column("image_sha256", String(64)),  # stays when the data are removed
     Column("retried_from", String(40)),
     Column("data_removed", Boolean, nullable=False, server_default=false()),
     Column("webhook", _JSON),  # {url, events}: who is told of this job, beside the project's endpoints

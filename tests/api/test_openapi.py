@@ -1,5 +1,6 @@
 """The OpenAPI document and the page that shows it."""
 
+import hashlib
 import re
 from typing import Any
 
@@ -8,7 +9,7 @@ from flask_openapi3.openapi import OpenAPI
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from openapi_spec_validator import validate
 
-from tests.api.people import Caller, Submit, Worker
+from tests.api.people import PICTURE, Caller, Submit, Worker
 from tests.api.test_submit_job import WRONG_BODIES
 
 
@@ -47,6 +48,7 @@ def test_it_has_every_route_and_no_other(document: dict[str, Any], app: OpenAPI)
         ("/v1/jobs/{id}/events", "get"),
         ("/v1/events", "get"),
         ("/v1/jobs/{id}/image/link", "post"),
+        ("/v1/provenance", "get"),
         ("/v1/jobs/{id}/deliveries", "get"),
         ("/v1/deliveries", "get"),
         ("/v1/deliveries/{id}", "get"),
@@ -117,6 +119,8 @@ def test_answers_are_as_it_says(document: dict[str, Any], api: Caller, submit: S
         ("Delivery", f"/v1/deliveries/{delivery['id']}", 200),
         ("DeliveryList", "/v1/deliveries", 200),
         ("WebhookSecret", "/v1/webhook-secret", 200),
+        ("Provenance", f"/v1/provenance?sha256={hashlib.sha256(PICTURE).hexdigest()}", 200),
+        ("Provenance", f"/v1/provenance?sha256={'0' * 64}", 200),
         ("QueueList", "/v1/queue", 200),
         ("ModelList", "/v1/models", 200),
         ("Health", "/healthz", 200),

@@ -26,6 +26,27 @@ def request(job_id: str = "job_1", **changes: Any) -> Request:
     return Request(job_id, "sdxl", INPUT | changes)
 
 
+def photo(width: int = 64, height: int = 64, seed: int = 7) -> NDArray[np.uint8]:
+    """Coloured patches of 8x8: what is not all noise, so that a decoder leaves something of it to be seen."""
+    patches = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    return patches.repeat(8, axis=0).repeat(8, axis=1)
+
+
+def alter(image: NDArray[np.uint8], mask: NDArray[np.bool_] | None = None, **changes: Any) -> Request:
+    """A request to alter an image, where the mask says so."""
+    size = {"width": image.shape[1], "height": image.shape[0]}
+    input = INPUT | size | {"strength": 0.6} | changes
+    return Request(
+        "job_1", "sdxl", input, image=png(image), mask=None if mask is None else png(mask.astype("u1") * 255)
+    )
+
+
+def png(pixels: NDArray[Any]) -> bytes:
+    with io.BytesIO() as file:
+        Image.fromarray(pixels).save(file, "PNG")
+        return file.getvalue()
+
+
 def draw(backend: Diffusers, *requests: Request) -> list[Picture | Failure]:
     return backend.generate(requests, lambda *_: None, lambda _: False)
 

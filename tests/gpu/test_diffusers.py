@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import logging
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from shared.version import VERSION
 from tests.gpu.conftest import Backends
-from tests.gpu.drawing import INPUT, draw, failure, picture, request
+from tests.gpu.drawing import INPUT, alter, draw, failure, photo, picture, pixels, request
 from worker.backends.base import Backend, Billed, Failure, Kind, Picture, Request
 from worker.backends.diffusers import Diffusers
 
@@ -50,6 +52,23 @@ def test_a_picture_is_handed_over_as_png_before_anything_else_is_said_of_it(back
     assert (image.format, image.mode, image.size) == ("PNG", "RGB", (72, 96))
     assert (outcome.content_type, outcome.width, outcome.height, outcome.warnings) == ("image/png", 72, 96, ())
     assert backend.judge(plain, outcome.data) == outcome
+
+
+def test_a_picture_says_which_job_made_it_from_which_model_and_how(backend: Diffusers) -> None:
+    [drawn, altered] = draw(backend, request(negative_prompt="blurry"), alter(photo(), strength=0.5))
+    texts = Image.open(io.BytesIO(picture(drawn).data)).info
+    assert json.loads(texts["darkroom"]) == {
+        "job_id": "job_1",
+        "model": "sdxl",
+        "revision": backend.describe()["revision"],
+        "backend": "diffusers",
+        "input": INPUT | {"negative_prompt": "blurry"},
+        "version": VERSION,
+    }
+    fields = "Steps: 4, Sampler: Euler, CFG scale: 7.5, Seed: 1, Size: 64x64, Model: sdxl"
+    assert texts["parameters"] == f"a red fox\nNegative prompt: blurry\n{fields}"
+    texts = Image.open(io.BytesIO(picture(altered).data)).info
+    assert texts["parameters"] == f"a red fox\n{fields}, Denoising strength: 0.5"
 
 
 def test_bytes_that_are_no_whole_picture_are_judged_so(backend: Diffusers) -> None:
@@ -186,7 +205,7 @@ def test_many_callers_at_once_share_calls(backend: Diffusers, monkeypatch: pytes
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert len({picture(outcome).sha256 for outcome in outcomes}) == 4
+    assert len({pixels(outcome).tobytes() for outcome in outcomes}) == 4
     assert len(rows) < 40 and sum(rows) == 2 * 40
 
 

@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from tests.gpu.conftest import Backends
 from tests.gpu.drawing import draw, picture, request
 from tests.gpu.tiny_sdxl import save_tiny_sdxl
-from worker.backends import sdxl
+from worker.backends import sdxl, sdxl_loading
 from worker.backends.base import CannotLoad
 from worker.backends.diffusers import Diffusers
 from worker.backends.model_folder import count_parameters, find_model, folder_revision
@@ -129,10 +129,10 @@ def test_what_a_model_needs_is_known_from_the_headers_of_its_weights(tiny_sdxl: 
     pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
     parts = count_parameters(folder)
     assert parts == {name: sum(one.numel() for one in getattr(pipeline, name).parameters()) for name in parts}
-    whole = sdxl.bytes_needed(folder, torch.float32, low_memory=False) - sdxl.SPARE
+    whole = sdxl_loading.bytes_needed(folder, torch.float32, low_memory=False) - sdxl_loading.SPARE
     assert whole == 4 * sum(parts.values())
     texts = parts["text_encoder"] + parts["text_encoder_2"]
-    frugal = sdxl.bytes_needed(folder, torch.float16, low_memory=True) - sdxl.SPARE
+    frugal = sdxl_loading.bytes_needed(folder, torch.float16, low_memory=True) - sdxl_loading.SPARE
     assert frugal == 2 * (parts["vae"] + max(texts, parts["unet"]))
     (tiny_sdxl.parent / "cut" / "unet").mkdir(parents=True)
     (tiny_sdxl.parent / "cut" / "unet" / "model.safetensors").write_bytes(b"\x10" + bytes(7) + b"{")
@@ -141,9 +141,9 @@ def test_what_a_model_needs_is_known_from_the_headers_of_its_weights(tiny_sdxl: 
 
 
 def test_a_card_that_is_too_small_is_refused_before_weights_are_read() -> None:
-    said = sdxl.too_small(int(8.5 * 2**30), 8 * 2**30, low_memory=False)
+    said = sdxl_loading.too_small(int(8.5 * 2**30), 8 * 2**30, low_memory=False)
     assert said.startswith("the card has 8.0 GiB and the model needs 8.5: set DARKROOM_GPU_LOW_MEMORY=1")
-    assert "take a smaller model or a larger card" in sdxl.too_small(2, 1, low_memory=True)
+    assert "take a smaller model or a larger card" in sdxl_loading.too_small(2, 1, low_memory=True)
 
 
 def test_the_survey_tells_what_load_would_find(tiny_sdxl: Path) -> None:
@@ -155,8 +155,9 @@ def test_the_survey_tells_what_load_would_find(tiny_sdxl: Path) -> None:
 
 
 def test_without_torch_it_says_what_to_install(tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "worker.backends.sdxl")
-    monkeypatch.delattr("worker.backends.sdxl")
+    for module in ("sdxl", "sdxl_loading"):
+        monkeypatch.delitem(sys.modules, f"worker.backends.{module}")
+        monkeypatch.delattr(f"worker.backends.{module}")
     monkeypatch.setitem(sys.modules, "torch", None)
     assert refusal(tiny_sdxl) == "torch is missing: install requirements-gpu.lock (docs/gpu.md)"
 

@@ -94,7 +94,18 @@ def test_the_same_seed_is_the_same_picture(running: Service) -> None:
     running.all_ended(1)
     second = running.submit(input={"num_steps": 5})
     running.all_ended(2)
-    assert running.image(first) == running.image(second)
+    one, other = (Pillow.open(io.BytesIO(running.image(job_id))) for job_id in (first, second))
+    assert one.tobytes() == other.tobytes()
+
+
+def test_a_picture_says_in_its_metadata_which_job_made_it_and_with_what(running: Service) -> None:
+    job_id = running.submit("a fox", input={"num_steps": 2, "seed": 7, "width": 256, "height": 256})
+    running.all_ended(1)
+    texts = Pillow.open(io.BytesIO(running.image(job_id))).info
+    said = json.loads(texts["darkroom"])
+    assert (said["job_id"], said["backend"], said["model"]) == (job_id, "diffusers", running.job(job_id)["model"])
+    assert said["input"] == running.job(job_id)["input"] and len(said["revision"]) == 16
+    assert texts["parameters"].splitlines()[0] == "a fox" and "Seed: 7, Size: 256x256" in texts["parameters"]
 
 
 def test_a_stream_shows_a_picture_in_the_making(running: Service) -> None:

@@ -1,5 +1,6 @@
 """A job's life, on both databases: every move, what it leaves behind, and what it refuses."""
 
+import hashlib
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -512,7 +513,8 @@ def test_removed_data_are_gone_and_the_bill_stays(database: Database) -> None:
         assert jobs.remove_data(tx, job.id)
     row = job_row(database, job.id)
     assert (row.status, row.data_removed, row.input, row.metadata) == ("succeeded", True, {}, {})
-    assert row.image_attempt is None and row.image_sha256 is None
+    assert row.image_attempt is row.image_content_type is row.image_bytes is None
+    assert row.image_sha256 == hashlib.sha256(b"picture").hexdigest(), "it stays known as ours"
     assert attempt_row(database, job.id).billed == "yes"
     assert retry(database, job.id) is None
 

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
+
 from worker.backends.base import Failure, PictureWarning
 from worker.backends.batch_room import BatchRoom, Size, size_of
+from worker.backends.source import Source
 from worker.backends.step_engine import Drawn, Ended, News, Row, StepEngine, Stepped, Trouble
 
 SECONDS = 20.0  # that a test waits for what should come at once
@@ -39,9 +42,10 @@ class PaperModel:
         self.before_begin: Callable[[str], None] = lambda name: None
         self.before_finish: Callable[[str], None] = lambda name: None
 
-    def begin(self, input: Mapping[str, Any]) -> Sheet:
+    def begin(self, input: Mapping[str, Any], source: Source | None) -> Sheet:
+        """From an image it takes half of the steps."""
         self.before_begin(input["prompt"])
-        return Sheet(input["prompt"], size_of(input), input["num_steps"])
+        return Sheet(input["prompt"], size_of(input), input["num_steps"] // (1 if source is None else 2))
 
     def step(self, canvases: Sequence[Sheet]) -> None:
         assert len({sheet.size for sheet in canvases}) == 1
@@ -93,11 +97,18 @@ class Bench:
         )
 
     def job(
-        self, name: str, steps: int = 3, size: Size = (512, 512), canceled: Callable[[], bool] = lambda: False
+        self,
+        name: str,
+        steps: int = 3,
+        size: Size = (512, 512),
+        canceled: Callable[[], bool] = lambda: False,
+        *,
+        alters: bool = False,
     ) -> Row:
         self._submitted += 1
         input = {"prompt": name, "num_steps": steps, "width": size[0], "height": size[1]}
-        return Row(self._submitted - 1, input, size, canceled, self.news)
+        source = Source(np.zeros((size[1], size[0], 3), np.uint8), None) if alters else None
+        return Row(self._submitted - 1, input, size, canceled, self.news, source)
 
     def submit(self, *rows: Row) -> None:
         self.engine.submit(rows)

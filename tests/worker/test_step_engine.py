@@ -38,6 +38,14 @@ def test_jobs_of_one_size_share_calls_and_leave_when_they_are_done(a_bench: Benc
     assert bench.engine.figures()[:3] == (3, 6, 3)
 
 
+def test_a_job_that_alters_an_image_shares_calls_and_counts_the_steps_that_it_makes(a_bench: Benches) -> None:
+    bench = a_bench(PaperModel())
+    outcomes = bench.draw(bench.job("new", 3), bench.job("altered", 4, alters=True))
+    assert outcomes == ["picture of new", "picture of altered"]
+    assert bench.model.calls == [["new", "altered"], ["new", "altered"], ["new"]]
+    assert [(step.step, step.steps) for step in bench.steps if step.index == 1] == [(1, 2), (2, 2)]
+
+
 def test_a_job_joins_at_the_next_step(a_bench: Benches) -> None:
     before_step, reached, go = gate()
     bench = a_bench(PaperModel(before_step))

@@ -1,8 +1,8 @@
 """The local backend: SDXL on a card of this machine. Pictures cost nothing but time.
 
 The contract and the wiring. `step_engine.py` draws the jobs of all threads together on one thread of its own,
-`sdxl.py` knows the model; what takes time beside the card happens here, in the threads that wait: encoding pictures,
-previews, and telling about progress.
+`sdxl.py` knows the model; what takes time beside the card happens here, in the threads that wait: reading images to
+start from, encoding pictures, previews, and telling about progress.
 
 Importing this file imports no torch: `load` does.
 """
@@ -13,16 +13,13 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from io import BytesIO
 from queue import SimpleQueue
 from typing import Any
-
-from PIL import Image
 
 from shared.catalogue import SIDE
 from shared.picture import Unfit, inspect
 from shared.settings import Settings
-from worker.backends import previews
+from worker.backends import previews, provenance
 from worker.backends.base import (
     Billed,
     Canceled,
@@ -31,17 +28,17 @@ from worker.backends.base import (
     Failure,
     Kind,
     Picture,
-    PictureWarning,
     Progress,
     Request,
     one_line,
 )
 from worker.backends.batch_room import MOST_AT_ONCE, BatchRoom, Size, size_of
+from worker.backends.source import Source, source_of
 from worker.backends.step_engine import Drawn, News, Row, StepEngine, Stepped
 
 log = logging.getLogger(__name__)
 
-COMPRESSION = 4  # of zlib: 3 takes half the time and a sixth more bytes, 6 and 9 save nothing (measured at 1024x1024)
+SAMPLER = "Euler"  # as the field calls it
 SLACK_SECONDS = 15.0  # for what a job may take beyond its time: the step that runs, decoding, encoding
 
 #: Only one at a time: shared.picture.inspect turns warnings into errors, for the whole process.
@@ -70,7 +67,7 @@ class Diffusers:
         seed=True,
         progress=True,
         cancel=True,
-        image_to_image=False,
+        image_to_image=True,
         most_at_once=64,
         hosted=False,
     )
@@ -104,6 +101,7 @@ class Diffusers:
             "low_memory": low_memory,
         }
         self._sdxl: Any = None
+        self._revision: str | None = None
         self._engine: StepEngine | None = None
 
     @property
@@ -112,12 +110,13 @@ class Diffusers:
 
     def load(self) -> None:
         """Read the model, draw one step with it, start the engine. Raises CannotLoad, which says what to do."""
-        self._sdxl = _sdxl().load(self._model, **self._loading)
+        self._sdxl = _sdxl_loading().load(self._model, **self._loading)
         try:
             self._sdxl.warm_up(self._compile_sizes, self._room)
         except Exception as error:
             problem = f"the first step failed: {type(error).__name__}: {error}"
             raise CannotLoad(one_line(problem)) from error
+        self._revision = self._sdxl.folder.revision
         self._engine = StepEngine(
             self._sdxl,
             self._room,
@@ -129,7 +128,7 @@ class Diffusers:
 
     def survey(self) -> list[tuple[str, str]]:
         """What `load` would find and do, as (name, sentence), in seconds. Raises CannotLoad."""
-        return list(_sdxl().survey(self._model, **self._loading))
+        return list(_sdxl_loading().survey(self._model, **self._loading))
 
     def health(self) -> str | None:
         return "the model is not loaded" if self._engine is None else self._engine.health()
@@ -160,20 +159,36 @@ class Diffusers:
         if self._engine is None:
             return [Failure(Kind.not_accepted, Billed.no, "the model is not loaded")] * len(requests)
         news: News = SimpleQueue()
-        self._engine.submit(
-            [
-                Row(index, request.input, size_of(request.input), partial(canceled, index), news)
-                for index, request in enumerate(requests)
-            ]
-        )
         outcomes: dict[int, Picture | Failure] = {}
+        rows: dict[int, Row] = {}
+        for index, request in enumerate(requests):
+            try:
+                source = source_of(request)
+            except Failure as failure:
+                outcomes[index] = failure
+                continue
+            rows[index] = Row(index, request.input, size_of(request.input), partial(canceled, index), news, source)
+        self._engine.submit(list(rows.values()))
         while len(outcomes) < len(requests):
             item = news.get()
             if isinstance(item, Stepped):
                 _tell(progress, item)
             else:
-                outcomes[item.index] = _outcome(requests[item.index], item.outcome)
+                outcomes[item.index] = self._outcome(requests[item.index], rows[item.index].source, item.outcome)
         return [outcomes[index] for index in range(len(requests))]
+
+    def _outcome(self, request: Request, source: Source | None, outcome: Drawn | Failure) -> Picture | Failure:
+        if isinstance(outcome, Failure):
+            return outcome
+        try:
+            pixels = outcome.pixels if source is None else source.keep(outcome.pixels)
+            data = provenance.png(pixels, request, self.name, self._revision, sampler=SAMPLER)
+            request.received(data)
+            height, width = pixels.shape[:2]
+            return Picture(data, "image/png", width, height, hashlib.sha256(data).hexdigest(), outcome.warnings)
+        except Exception:  # one job's fault must not be raised: the others have outcomes
+            log.exception("%s: a fault in the backend", request.job_id)
+            return Failure(Kind.internal, Billed.no, "the backend failed; the fault is ours")
 
     def judge(self, request: Request, data: bytes) -> Picture:
         try:
@@ -208,14 +223,14 @@ def local_backend(wanted: Settings) -> Diffusers:
     )
 
 
-def _sdxl() -> Any:
-    """The module that knows torch. Raises CannotLoad where that is not installed."""
+def _sdxl_loading() -> Any:
+    """The module that reads torch. Raises CannotLoad where that is not installed."""
     try:
-        from worker.backends import sdxl
+        from worker.backends import sdxl_loading
     except ImportError as error:
         missing = error.name or one_line(str(error))
         raise CannotLoad(f"{missing} is missing: install requirements-gpu.lock (docs/gpu.md)") from None
-    return sdxl
+    return sdxl_loading
 
 
 def _tell(progress: Progress, news: Stepped) -> None:
@@ -229,22 +244,3 @@ def _tell(progress: Progress, news: Stepped) -> None:
         progress(news.index, news.step, news.steps, preview)
     except Exception:  # nor is news of it
         log.warning("nobody could be told of the progress", exc_info=True)
-
-
-def _outcome(request: Request, outcome: Drawn | Failure) -> Picture | Failure:
-    if isinstance(outcome, Failure):
-        return outcome
-    try:
-        return _picture(request, outcome.pixels, outcome.warnings)
-    except Exception:  # one job's fault must not be raised: the others have outcomes
-        log.exception("%s: a fault in the backend", request.job_id)
-        return Failure(Kind.internal, Billed.no, "the backend failed; the fault is ours")
-
-
-def _picture(request: Request, pixels: Any, warnings: tuple[PictureWarning, ...]) -> Picture:
-    image = Image.fromarray(pixels)
-    with BytesIO() as file:
-        image.save(file, "PNG", compress_level=COMPRESSION)
-        data = file.getvalue()
-    request.received(data)
-    return Picture(data, "image/png", *image.size, hashlib.sha256(data).hexdigest(), warnings)

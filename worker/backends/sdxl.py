@@ -1,45 +1,63 @@
-"""SDXL on a card: loading it, and what the engine asks of a model. Imported by `Diffusers.load` alone: torch is heavy.
+"""SDXL on a card: what the engine asks of a model. `sdxl_loading.py` makes one.
 
-It follows diffusers' StableDiffusionXLPipeline so closely that a picture drawn among others is the one that the
-pipeline would draw alone, to 2 of 255 (tests/gpu/test_same_pictures.py). What the pipeline keeps for a whole call is
-kept here for each canvas: texts, noise, sigmas, guidance. Euler's method has no other memory.
+It follows diffusers' pipelines for SDXL (the plain one, Img2Img and Inpaint) so closely that a picture drawn among
+others is the one that the pipeline would draw alone, to 2 of 255 (tests/gpu/test_same_pictures.py). What a pipeline
+keeps for a whole call is kept here for each canvas: texts, noise, sigmas, guidance, what lies outside of a mask.
+Euler's method has no other memory.
 
-The noise is drawn on the CPU, so that a seed means the same on every card; sigmas stay there, so that no step waits
-for the card to read one number back.
+A job that starts from an image makes the last steps of the schedule, as many as its `strength` says, on the image's
+latents, noised to where those begin. They are steps like all others.
+
+The noise is drawn on the CPU, so that a seed means the same on every card: first what encoding the image takes of it,
+if there is one, then what the picture is drawn from. Sigmas stay there, so that no step waits for the card to read one
+number back.
 """
 
 import gc
 import logging
-import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import diffusers
-import huggingface_hub.constants
 import numpy as np
 import torch
-import transformers
-from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers import EulerDiscreteScheduler
 from numpy.typing import NDArray
 
-from worker.backends.base import Billed, CannotLoad, Failure, Kind, PictureWarning
-from worker.backends.batch_room import MOST_AT_ONCE, BatchRoom, Size, size_of
-from worker.backends.model_folder import ModelFolder, count_parameters, find_model
+from worker.backends.base import Billed, Failure, Kind, PictureWarning
+from worker.backends.batch_room import BatchRoom, Size, size_of
+from worker.backends.model_folder import ModelFolder
+from worker.backends.sdxl_vae import Vae
+from worker.backends.source import Source
 from worker.backends.step_engine import Trouble
 
 log = logging.getLogger(__name__)
 
 TILED_ABOVE = 1536 * 1536  # pixels; the decoder takes more memory than all the rest above it
-SPARE = 2 * 2**30  # bytes of a card that are not for weights: CUDA itself, and one picture of 1024x1024
 WARM_UP: Mapping[str, Any] = {"prompt": "warm up", "width": 256, "height": 256, "num_steps": 1, "seed": 0}
 
 #: What cuDNN, cuBLAS and Metal say when memory ran out, in errors that have no type of their own.
 _NO_MEMORY = re.compile(r"out of memory|ALLOC_FAILED|can't allocate memory", re.IGNORECASE)
 _CARD = re.compile(r"CUDA|cuBLAS|cuDNN|device-side assert", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What must stay. `may_change`: a bool for each cell of the latents. `noise`: what the picture is drawn from."""
+
+    may_change: Any
+    latents: Any
+    noise: Any
+
+    def keep(self, sigma: float, latents: Any, clean: Any) -> tuple[Any, Any]:
+        """After a step to `sigma`: what was drawn, and outside of the mask the image, as noisy as that."""
+        return (
+            torch.where(self.may_change, latents, self.latents + sigma * self.noise),
+            torch.where(self.may_change, clean, self.latents),
+        )
 
 
 @dataclass
@@ -57,6 +75,8 @@ class Canvas:
     sigmas: Sequence[float]
     latents: Any  # float32, whatever the model computes in
     clean: Any  # where the latents are heading, as far as the last step could tell
+    may_be_black: bool
+    outside: Outside | None
     warnings: tuple[PictureWarning, ...] = ()
     step: int = 0
 
@@ -73,14 +93,14 @@ class Sdxl:
         self.dtype = dtype
         self._pipeline = pipeline
         self._unet = pipeline.unet
-        self._vae = pipeline.vae
+        self._vae = Vae(pipeline.vae, self.device)
         self._low_memory = low_memory
         self._frugal: set[Size] = set()
         self.scheduler = _euler(pipeline.scheduler)
 
     # -- What the engine asks -----------------------------------------------------------------------------------------
 
-    def begin(self, input: Mapping[str, Any]) -> Canvas:
+    def begin(self, input: Mapping[str, Any], source: Source | None) -> Canvas:
         size = _size(input, int(self._pipeline.vae_scale_factor))
         guidance = float(input.get("guidance", 7.5))
         negative = input.get("negative_prompt") or None  # "" means none, as everywhere in the API
@@ -93,29 +113,36 @@ class Sdxl:
                 do_classifier_free_guidance=guidance > 1,
                 negative_prompt=negative,
             )
-            steps = int(input["num_steps"])
-            self.scheduler.set_timesteps(steps)
-            shape = (
-                1,
-                self._unet.config.in_channels,
-                *(side // self._pipeline.vae_scale_factor for side in size[::-1]),
-            )
-            generator = torch.Generator("cpu").manual_seed(int(input["seed"]))
-            # In the texts' type, as the pipeline draws it: in another one, some sizes get another noise.
-            noise = torch.randn(shape, generator=generator, dtype=texts.dtype)
-            latents = (noise * self.scheduler.init_noise_sigma).to(self.device, torch.float32)
+            # In the texts' type, as the pipelines draw noise: in another one, some sizes get another noise.
+            generator, dtype = torch.Generator("cpu").manual_seed(int(input["seed"])), texts.dtype
+            original = None if source is None else self._encode(source.image, size, generator, dtype)
+            noise = torch.randn(self._shape(size), generator=generator, dtype=dtype)
+            self.scheduler.set_timesteps(int(input["num_steps"]))
+            strength = 1.0 if source is None else float(input["strength"])
+            first = _first_step(len(self.scheduler.timesteps), strength)
+            sigmas = self.scheduler.sigmas.tolist()[first:]
+            mask = None if source is None else source.mask
+            if original is None or (mask is not None and strength == 1):
+                latents = (noise * self.scheduler.init_noise_sigma).to(self.device, torch.float32)
+            else:
+                latents = original + noise.to(self.device, torch.float32) * sigmas[0]
+            outside = None
+            if mask is not None:
+                outside = Outside(self._may_change(mask), original, noise.to(self.device, torch.float32))
         return Canvas(
             size=size,
-            steps=len(self.scheduler.timesteps),
+            steps=len(sigmas) - 1,
             guidance=guidance,
             texts=texts,
             pooled=pooled,
             negative_texts=negative_texts,
             negative_pooled=negative_pooled,
-            timesteps=self.scheduler.timesteps.tolist(),
-            sigmas=self.scheduler.sigmas.tolist(),
+            timesteps=self.scheduler.timesteps.tolist()[first:],
+            sigmas=sigmas,
             latents=latents,
-            clean=latents,
+            clean=latents if original is None else original,
+            may_be_black=source is not None,  # as that may be
+            outside=outside,
             warnings=self._warnings(input["prompt"], negative if guidance > 1 else None),
         )
 
@@ -128,10 +155,14 @@ class Sdxl:
             noise = self._guided_noise(canvases, latents / (sigma**2 + 1) ** 0.5)
             clean = self._clean(latents, noise, sigma)
             latents = latents + (latents - clean) / sigma * (sigma_next - sigma)
+            drawn = [
+                _keep_outside(canvas, latents[row : row + 1], clean[row : row + 1])
+                for row, canvas in enumerate(canvases)
+            ]
             self._wait_for_the_card()
         # Only now, so that a step that failed can be done again.
-        for row, canvas in enumerate(canvases):
-            canvas.latents, canvas.clean = latents[row : row + 1], clean[row : row + 1]
+        for canvas, (latents, clean) in zip(canvases, drawn, strict=True):
+            canvas.latents, canvas.clean = latents, clean
             canvas.step += 1
 
     def finish(self, canvas: Canvas) -> NDArray[np.uint8]:
@@ -140,16 +171,9 @@ class Sdxl:
         with torch.inference_mode():
             if not torch.isfinite(canvas.latents).all():
                 raise Failure(Kind.bad_output, Billed.no, "the model drew no numbers (NaN); nothing could be decoded")
-            tiled = canvas.size[0] * canvas.size[1] > TILED_ABOVE or canvas.size in self._frugal or self._low_memory
-            (self._vae.enable_tiling if tiled else self._vae.disable_tiling)()
-            pixels = self._decode(canvas.latents)
-            if pixels is None and self._vae.dtype != torch.float32:
-                log.warning("the decoder drew no picture in %s: decoding it again in float32", self._vae.dtype)
-                dtype = self._vae.dtype
-                try:
-                    pixels = self._decode(canvas.latents, self._vae.to(torch.float32))
-                finally:
-                    self._vae.to(dtype)
+            pixels = self._vae.decode(
+                canvas.latents, tiled=self._in_tiles(canvas.size), may_be_black=canvas.may_be_black
+            )
         if pixels is None:
             raise Failure(Kind.bad_output, Billed.no, "the model drew a black picture, or no numbers (NaN)")
         return pixels
@@ -187,7 +211,7 @@ class Sdxl:
         """The card and its memory, in bytes; None where there is no card."""
         name, total, free, peak = "CPU", None, None, None
         if self.device.type == "cuda":
-            name = torch.cuda.get_device_name(self.device)
+            name = torch.cuda.get_devicedtype_name(self.device)
             free, total = torch.cuda.mem_get_info(self.device)
             peak = torch.cuda.max_memory_allocated(self.device)
         elif self.device.type == "mps":
@@ -198,8 +222,8 @@ class Sdxl:
             "memory_bytes": total,
             "free_bytes": free,
             "peak_bytes": peak,
-            "dtype": _name(self.dtype),
-            "decoder_dtype": _name(self._vae.dtype),
+            "dtype": dtype_name(self.dtype),
+            "decoder_dtype": dtype_name(self._vae.dtype),
             "scheduler": type(self.scheduler).__name__,
             "revision": self.folder.revision,
             "torch": torch.__version__,
@@ -208,7 +232,7 @@ class Sdxl:
 
     def warm_up(self, compile_sizes: Sequence[Size], room: BatchRoom) -> None:
         """One step and one decoding, and each shape that is to be compiled. Raises what the card raises."""
-        canvas = self.begin(WARM_UP)
+        canvas = self.begin(WARM_UP, None)
         self.step([canvas])
         with suppress(Failure):  # one step of noise need not be a picture
             self.finish(canvas)
@@ -217,7 +241,7 @@ class Sdxl:
         for width, height in compile_sizes:
             # The second number of rows makes torch compile for any number of them.
             for count in sorted({1, min(2, room.cap((width, height))), room.cap((width, height))}):
-                self.step([self.begin({**WARM_UP, "width": width, "height": height}) for _ in range(count)])
+                self.step([self.begin({**WARM_UP, "width": width, "height": height}, None) for _ in range(count)])
 
     # -- The mathematics ----------------------------------------------------------------------------------------------
 
@@ -270,25 +294,26 @@ class Sdxl:
             return latents - sigma * noise
         return noise  # `sample`: the model says it outright
 
-    def _decode(self, latents: Any, vae: Any = None) -> NDArray[np.uint8] | None:
-        """The pixels; None if they are not numbers, or all black."""
-        vae = self._vae if vae is None else vae
-        latents = latents.to(vae.dtype)
-        mean, deviation = vae.config.get("latents_mean"), vae.config.get("latents_std")
-        if mean is not None and deviation is not None:
-            mean, deviation = (
-                torch.tensor(of).view(1, -1, 1, 1).to(self.device, latents.dtype) for of in (mean, deviation)
-            )
-            latents = latents * deviation / vae.config.scaling_factor + mean
-        else:
-            latents = latents / vae.config.scaling_factor
-        image = vae.decode(latents, return_dict=False)[0][0].float()
-        if not torch.isfinite(image).all():
-            return None
-        pixels: NDArray[np.uint8] = (
-            ((image / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-        )
-        return pixels if pixels.any() else None
+    def _encode(self, image: NDArray[np.uint8], size: Size, generator: Any, dtype: Any) -> Any:
+        self._make_room_for("vae")
+        latents = self._vae.encode(image, generator, dtype, tiled=self._in_tiles(size))
+        if latents is None:
+            raise Failure(Kind.bad_output, Billed.no, "the model made no numbers (NaN) of the image to start from")
+        return latents
+
+    def _may_change(self, mask: NDArray[np.bool_]) -> Any:
+        """A cell of the latents may, where one of its pixels may: nothing that was marked is lost to a coarser grid."""
+        cell = int(self._pipeline.vae_scale_factor)
+        height, width = (side // cell for side in mask.shape)
+        cells = mask.reshape(height, cell, width, cell).any(axis=(1, 3))
+        return torch.tensor(cells)[None, None].to(self.device)
+
+    def _shape(self, size: Size) -> tuple[int, ...]:
+        width, height = (side // int(self._pipeline.vae_scale_factor) for side in size)
+        return 1, int(self._unet.config.in_channels), height, width
+
+    def _in_tiles(self, size: Size) -> bool:
+        return size[0] * size[1] > TILED_ABOVE or size in self._frugal or self._low_memory
 
     def _column(self, numbers: Any) -> Any:
         """One number a row, in the shape that multiplies latents."""
@@ -314,7 +339,7 @@ class Sdxl:
         if not self._low_memory:
             return
         texts, unet = [self._pipeline.text_encoder, self._pipeline.text_encoder_2], [self._unet]
-        coming, going = {"texts": (texts, unet), "unet": (unet, texts), "vae": ([self._vae], texts)}[part]
+        coming, going = {"texts": (texts, unet), "unet": (unet, texts), "vae": ([self._pipeline.vae], texts)}[part]
         for module in going:
             module.to("cpu")
         for module in coming:
@@ -326,134 +351,6 @@ class Sdxl:
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
             torch.mps.synchronize()
-
-
-# -- Loading ----------------------------------------------------------------------------------------------------------
-
-
-def load(model: str, revision: str | None, *, download: bool, device: str, dtype: str, low_memory: bool) -> Sdxl:
-    """The model on its device. Raises CannotLoad."""
-    if not download:
-        huggingface_hub.constants.HF_HUB_OFFLINE = True  # libraries ask the hub about folders, too
-    # Their warnings quote prompts, and their progress bars fill the log.
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    device = _device(device)
-    torch_dtype = _dtype(dtype, device)
-    folder = find_model(model, revision, download=download, half=torch_dtype != torch.float32)
-    needed = bytes_needed(folder, torch_dtype, low_memory=low_memory)
-    if device == "cuda" and needed > card_bytes():
-        raise CannotLoad(too_small(needed, card_bytes(), low_memory=low_memory))
-    pipeline = _pipeline(folder, torch_dtype)
-    if torch_dtype == torch.float16 and pipeline.vae.config.force_upcast:
-        pipeline.vae.to(torch.float32)  # overflows in half precision
-    if device == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 where something is left in float32
-        torch.backends.cudnn.allow_tf32 = True
-        pipeline.unet.to(memory_format=torch.channels_last)
-        pipeline.vae.to(memory_format=torch.channels_last)
-    if not low_memory:
-        pipeline.to(device)
-    pipeline.vae.enable_slicing()
-    log.info("loaded %s, revision %s, in %s on %s", model, folder.revision, _name(torch_dtype), device)
-    return Sdxl(pipeline, folder, device, torch_dtype, low_memory=low_memory)
-
-
-def _pipeline(folder: ModelFolder, dtype: Any) -> Any:
-    try:
-        pipeline = StableDiffusionXLPipeline.from_pretrained(
-            folder.path,
-            dtype=dtype,
-            variant=folder.variant,
-            use_safetensors=True,
-            local_files_only=True,
-            add_watermarker=False,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:  # files missing, cut short, or of another model
-        problem = " ".join(str(error).split())[:200]
-        raise CannotLoad(f"{folder.path} cannot be loaded; is it whole? {type(error).__name__}: {problem}") from None
-    if pipeline.text_encoder is None or pipeline.unet.config.time_cond_proj_dim is not None:
-        raise CannotLoad(f"{folder.path} is no plain SDXL: it lacks a text encoder, or takes its guidance as an input")
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def _device(wanted: str) -> str:
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if wanted == "auto":
-        return "cuda" if cuda else "mps" if mps else "cpu"
-    if wanted == "cuda" and not cuda:
-        built = "its driver is missing or too old" if torch.version.cuda else f"torch {torch.__version__} knows no CUDA"
-        raise CannotLoad(
-            f"there is no CUDA card: {built}; nvidia-smi tells more, and device `auto` takes what there is"
-        )
-    if wanted == "mps" and not mps:
-        raise CannotLoad("there is no Apple GPU here: device `auto` takes what there is")
-    if wanted not in {"cuda", "mps", "cpu"}:
-        raise CannotLoad(f"there is no device {wanted!r}: auto, cuda, mps or cpu")
-    return wanted
-
-
-def _dtype(wanted: str, device: str) -> Any:
-    names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if wanted in names:
-        return names[wanted]
-    if wanted != "auto":
-        raise CannotLoad(f"there is no dtype {wanted!r}: auto, {', '.join(names)}")
-    if device == "cuda":
-        # Ampere is the first that computes in bfloat16; older cards only imitate it.
-        return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
-    return torch.float16 if device == "mps" else torch.float32
-
-
-def bytes_needed(folder: ModelFolder, dtype: Any, *, low_memory: bool) -> int:
-    """What a card must have for this model: its weights, and SPARE."""
-    sizes = {part: count * int(dtype.itemsize) for part, count in count_parameters(folder).items()}
-    texts, unet = sizes["text_encoder"] + sizes["text_encoder_2"], sizes["unet"]
-    return SPARE + sizes["vae"] + (max(texts, unet) if low_memory else texts + unet)
-
-
-def too_small(needed: int, total: int, *, low_memory: bool) -> str:
-    """The words for a card that can't hold a model; both in bytes."""
-    advice = "take a smaller model or a larger card"
-    if not low_memory:
-        advice = "set DARKROOM_GPU_LOW_MEMORY=1, or take a larger card"
-    return f"the card has {total / 2**30:.1f} GiB and the model needs {needed / 2**30:.1f}: {advice}"
-
-
-def card_bytes() -> int:
-    return int(torch.cuda.mem_get_info()[1])
-
-
-def survey(
-    model: str, revision: str | None, *, download: bool, device: str, dtype: str, low_memory: bool
-) -> list[tuple[str, str]]:
-    """What is here, what fits and what will be done, as (name, sentence); no weights are read. Raises CannotLoad."""
-    device = _device(device)
-    torch_dtype = _dtype(dtype, device)
-    name = f"the CPU draws, with {torch.get_num_threads()} threads: minutes a picture with the real model"
-    if device == "cuda":
-        free, total = torch.cuda.mem_get_info()
-        name = f"{torch.cuda.get_device_name()}, {total / 2**30:.1f} GiB, {free / 2**30:.1f} of them free"
-    elif device == "mps":
-        name = "the Apple GPU draws"
-    found = [("gpu device", f"{name}; torch {torch.__version__}, diffusers {diffusers.__version__}")]
-    if download and not Path(model).is_dir():
-        return [*found, ("gpu model", f"{model} is fetched from the hub if it is not here yet")]
-    folder = find_model(model, revision, download=False, half=torch_dtype != torch.float32)
-    needed = bytes_needed(folder, torch_dtype, low_memory=low_memory)
-    if device == "cuda" and needed > card_bytes():
-        raise CannotLoad(too_small(needed, card_bytes(), low_memory=low_memory))
-    weights = sum(count_parameters(folder).values())
-    shared = ", ".join(f"{jobs} up to {math.isqrt(pixels)} pixels square" for pixels, jobs in MOST_AT_ONCE.items())
-    return [
-        *found,
-        ("gpu model", f"{folder.path}, revision {folder.revision}, {weights / 1e6:,.1f} million parameters"),
-        ("gpu memory", f"{needed / 2**30:.1f} GiB in {_name(torch_dtype)}, of which 2 are spare"),
-        ("gpu sharing", f"jobs in one call: {shared}, larger ones alone; fewer once memory has run out"),
-    ]
 
 
 def _euler(scheduler: Any) -> Any:
@@ -471,5 +368,17 @@ def _size(input: Mapping[str, Any], multiple_of: int) -> Size:
     return width, height
 
 
-def _name(dtype: Any) -> str:
+def _first_step(steps: int, strength: float) -> int:
+    """How many steps are left out: those made are the share that `strength` says, rounded down, and at least one."""
+    return steps - max(1, min(int(steps * strength), steps))
+
+
+def _keep_outside(canvas: Canvas, latents: Any, clean: Any) -> tuple[Any, Any]:
+    if canvas.outside is None:
+        return latents, clean
+    is_last = canvas.step + 1 == canvas.steps  # the noise is gone, even where the schedule leaves a little
+    return canvas.outside.keep(0.0 if is_last else canvas.sigmas[canvas.step + 1], latents, clean)
+
+
+def dtype_name(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")

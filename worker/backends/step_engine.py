@@ -35,6 +35,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 
 from worker.backends.base import Billed, Failure, Kind, PictureWarning
 from worker.backends.batch_room import BatchRoom, Size
+from worker.backends.source import Source
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,8 @@ class Model(Protocol):
     A Failure is the job's outcome as it stands. Nothing has changed when a call raises: it may be made again.
     """
 
-    def begin(self, input: Mapping[str, Any]) -> Any:
-        """A Canvas with nothing but noise on it; the texts are encoded."""
+    def begin(self, input: Mapping[str, Any], source: Source | None) -> Any:
+        """A Canvas with nothing but noise on it, or with the source under noise; texts and source are encoded."""
 
     def step(self, canvases: Sequence[Any]) -> None:
         """One step further for all of them, in one call. All are of one size."""
@@ -118,13 +119,17 @@ News = SimpleQueue[Stepped | Ended]
 
 @dataclass(eq=False)
 class Row:
-    """One job in the engine. `index`: how its news are marked. `canceled`: asked at every step, from the engine."""
+    """One job in the engine. `index`: how its news are marked. `canceled`: asked at every step, from the engine.
+
+    `source`: what it starts from; its size is `size`. None: from nothing.
+    """
 
     index: int
     input: Mapping[str, Any]
     size: Size
     canceled: Callable[[], bool]
     news: News
+    source: Source | None = None
     deadline: float = 0.0
     canvas: Any = None  # from the first step on
     next_preview: float = 0.0
@@ -263,10 +268,10 @@ class StepEngine:
         return True
 
     def _has_begun(self, row: Row) -> bool:
-        """Encode the texts of a job that is new. False: it failed."""
+        """Encode the texts and the source of a job that is new. False: it failed."""
         if row.canvas is not None:
             return True
-        row.canvas = outcome = self._alone(row, partial(self._model.begin, row.input))
+        row.canvas = outcome = self._alone(row, partial(self._model.begin, row.input, row.source))
         return self._is_done(row, outcome)
 
     def _step(self, batch: Sequence[Row]) -> Sequence[Row]:
