@@ -42,6 +42,7 @@ from shared.breaker import BreakerBoard
 from shared.catalogue import MODELS
 from shared.database import Database
 from shared.image_store import open_image_store
+from shared.inspector import Inspector
 from shared.settings import Settings, SettingsError, load
 from shared.tickets import Bell, broker
 from shared.version import VERSION
@@ -92,6 +93,7 @@ def open_services(settings: Settings) -> Services:
         settings=settings,
         database=database,
         images=open_image_store(settings.image_store, database),
+        inspector=Inspector(),  # its children are started when the first image comes
         bell=Bell(broker(settings)),
         announcer=announcer,
         waiting=waiting,
@@ -124,7 +126,7 @@ def build(services: Services) -> OpenAPI:
     request_log.install(app)
     errors.install(app)
     auth.install(app, services.keys, services.settings.secret_key)
-    strict.install(app)
+    strict.install(app, jobs.larger_bodies(services.settings.backends))
     webhooks = (endpoints, deliveries, webhook_secret)
     for resource in (jobs, job_list, attempts, events, images, provenance, *webhooks, queue, models, health, dataoorts):
         openapi.register(app, resource.routes(services))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 from urllib.parse import quote
 
-from flask import Flask, Response, g, request
+from flask import Flask, Request, Response, g, request
 from pydantic import ValidationError
 from uuid_utils import uuid7
 from werkzeug.exceptions import HTTPException
@@ -56,6 +56,7 @@ KINDS: Mapping[str, Kind] = {
     "queue_full": Kind(429, "As many jobs wait as there may be", retryable=True),
     "too_many_streams": Kind(429, "As many streams are open as there may be", retryable=True),
     "internal": Kind(500, "A fault of ours"),
+    "not_judged": Kind(503, "The picture can't be looked at now", retryable=True),
     "unavailable": Kind(503, "The database is away", retryable=True),
 }
 
@@ -64,7 +65,7 @@ _BY_STATUS: Mapping[int, tuple[str, str]] = {
     400: ("malformed", "The request cannot be read."),
     404: ("not_found", "There is nothing here that this key may see."),
     405: ("method_not_allowed", "The header Allow names the methods that are."),
-    413: ("too_large", "A body may have at most 1,000,000 bytes."),
+    413: ("too_large", "A body may have at most {most_bytes:,} bytes."),
     415: ("unsupported_media_type", "Send the body as application/json, in UTF-8, not compressed."),
     416: ("range_not_satisfiable", "The header Content-Range names the image's length."),
 }
@@ -172,7 +173,12 @@ def _refused(error: Refused) -> Response:
 def _by_framework(error: HTTPException) -> Response:
     code, detail = _BY_STATUS.get(error.code or 500, _BY_STATUS[400])
     headers = {name: value for name, value in error.get_headers() if name in _KEPT_HEADERS}
-    return _answer(code, detail, [], headers)
+    return _answer(code, detail.format(most_bytes=most_bytes(request)), [], headers)
+
+
+def most_bytes(of: Request) -> int:
+    """How many bytes the body of this request may have; one more is what is read (see strict.py)."""
+    return (of.max_content_length or 1) - 1
 
 
 def _away(error: Exception) -> Response:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from api.errors import Refused, invalid_parameter
-from shared.database import now
+from shared.database import Database, now
 from shared.tables import KEYS_KEPT_SECONDS
 from shared.tables import idempotency_keys as keys
 
@@ -73,6 +73,20 @@ def take(tx: Connection, key: Key) -> str | None:
     return str(first.job_id)
 
 
+def seen(database: Database, key: Key | None) -> str | None:
+    """The job that an earlier request with this key made, if that is committed: for what is dear to do in vain."""
+    if key is None:
+        return None
+    is_it = (keys.c.project_id == key.project_id, keys.c.key == key.text, keys.c.created_at >= now(-KEYS_KEPT_SECONDS))
+    with database.read() as connection:
+        found = connection.execute(select(keys.c.request_hash, keys.c.job_id).where(*is_it)).one_or_none()
+    if found is None:
+        return None
+    if found.request_hash != key.request_hash:
+        raise _reused()
+    return str(found.job_id)
+
+
 def keep(tx: Connection, key: Key, job_id: str) -> None:
     """The key stands for this job from the commit on."""
     tx.execute(update(keys).where(keys.c.project_id == key.project_id, keys.c.key == key.text).values(job_id=job_id))
@@ -95,6 +109,10 @@ def first_of(tx: Connection, key: Key | None) -> str | None:
     try:
         return None if key is None else take(tx, key)
     except KeyReused:
-        raise Refused(
-            "idempotency_key_reused", "Another request was sent with this key in the last 24 hours: use a new one."
-        ) from None
+        raise _reused() from None
+
+
+def _reused() -> Refused:
+    return Refused(
+        "idempotency_key_reused", "Another request was sent with this key in the last 24 hours: use a new one."
+    )

@@ -1,22 +1,23 @@
 """One job: submit it, read it, wait for it, cancel it, submit it again, remove what it was about."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 from flask import Response, g, request
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
+from pydantic import RootModel
 from sqlalchemy import Connection, Row
 
-from api import idempotency
+from api import altering, idempotency, strict
 from api.errors import Refused, invalid_field, not_found
 from api.job_object import queue_position, read_job, show
 from api.openapi import KEY, answers
 from api.schemas import JobPath, NoQuery
 from api.services import Services
 from api.strict import whole_body
-from api.submission import resolve, submission_body, submit
+from api.submission import resolve, start_of, submission_body, submit
 from api.waiting import preferred_wait
 from shared import jobs as life
 from shared import logs
@@ -26,6 +27,12 @@ from shared.standing import TERMINAL
 
 #: What a submission's answers carry.
 _SUBMITTED = ("Location", "Retry-After", "Preference-Applied", "Idempotent-Replayed")
+
+
+def larger_bodies(backends: Collection[str]) -> dict[str, int]:
+    """How many bytes the routes read that read more than others: submissions, where images are taken."""
+    takes_images = any(altering.able(model, backends) for model in MODELS.values())
+    return {"jobs.submit_job": altering.MOST_BYTES} if takes_images else {}
 
 
 def routes(services: Services) -> APIBlueprint:
@@ -38,12 +45,12 @@ def routes(services: Services) -> APIBlueprint:
         operation_id="submitJob",
         summary="Submit a job",
         description="`Prefer: wait=N` waits up to 60 s for its end; 200 says that it has ended. A request that is sent "
-        "again with the same `Idempotency-Key` within 24 h gets the job of the first one.",
+        "again with the same `Idempotency-Key` within 24 h gets the job of the first one. Where images are taken "
+        f"(`GET /v1/models`), a body may have {altering.MOST_BYTES:,} bytes, elsewhere {strict.MOST_BYTES:,}.",
         responses=answers({200: Job, 202: Job}, refusals=(400, 401, 406, 413, 415, 422, 429), headers=_SUBMITTED),
     )
     def submit_job(query: NoQuery, body: SubmitJob) -> Response:  # type: ignore[valid-type]  # made from the catalogue
-        key = idempotency.asked_key(body.root.model_dump(mode="json"))  # type: ignore[attr-defined]
-        return _once(services, key, lambda tx: life.Made(submit(tx, services, body), is_new=True))
+        return _answer(services, _submit(services, body))
 
     @blueprint.get(
         "/jobs/<id>",
@@ -98,7 +105,8 @@ def routes(services: Services) -> APIBlueprint:
     )
     def retry_job(path: JobPath, query: NoQuery) -> Response:
         refuse_body()
-        return _once(services, idempotency.asked_key(None), lambda tx: _retry(tx, services, path.id))
+        key = idempotency.asked_key(None)
+        return _answer(services, _once(services, key, lambda tx: _retry(tx, services, path.id)))
 
     @blueprint.delete(
         "/jobs/<id>",
@@ -128,7 +136,8 @@ def _retry(tx: Connection, services: Services, job_id: str) -> life.Made:
     row = read_job(tx, job_id)
     if row is None:
         raise not_found()
-    backend, settings = resolve(services, row.model, row.backend_asked), services.settings
+    alters, settings = "image" in row.input, services.settings
+    backend = resolve(services, row.model, row.backend_asked, alters=alters)
     if backend is None:
         raise Refused("not_retryable", f"The model {row.model} is no longer served here as it was asked for.")
     retried = life.retry(
@@ -150,30 +159,54 @@ def _retry(tx: Connection, services: Services, job_id: str) -> life.Made:
     raise Refused("not_retryable", f"The job is {row.status}.")
 
 
-def _once(services: Services, key: idempotency.Key | None, make: Callable[[Connection], life.Made]) -> Response:
-    """Make a job, or find the one that an earlier request with this key made; then wait for it, if that is wanted."""
+@dataclass(frozen=True)
+class _Found:
+    """The job that a request led to. `new`: its row, if it was made now."""
+
+    job_id: str
+    new: Row[Any] | None
+    is_replay: bool = False
+    was_there: bool = False
+
+
+def _submit(services: Services, body: RootModel[Any]) -> _Found:
+    """In a call of its own: who waits for the job must not keep in memory what it starts from."""
+    key = idempotency.asked_key(body.root.model_dump(mode="json"))
+    if altering.has_image(body.root.input) and (first := idempotency.seen(services.database, key)):
+        # Before it is looked at what the job starts from: that may be gone by now, and the repeat gets its job.
+        return _Found(first, None, is_replay=True)
+    start = start_of(services, body)
+    return _once(services, key, lambda tx: life.Made(submit(tx, services, body, start), is_new=True))
+
+
+def _once(services: Services, key: idempotency.Key | None, make: Callable[[Connection], life.Made]) -> _Found:
+    """Make a job, or find the one that an earlier request with this key made."""
     services.depth.look()
     with services.database.write() as tx:
         first = idempotency.first_of(tx, key)
         made = make(tx) if first is None else None
         if made is not None and key is not None:
             idempotency.keep(tx, key, made.job.id)
-    if made is not None and made.is_new:
+    if made is None:
+        assert first is not None
+        return _Found(first, None, is_replay=True)
+    if made.is_new:
         services.bell.ring(made.job.backend)
-    job_id = first if made is None else made.job.id
-    assert job_id is not None
-    logs.note(job_id=job_id)
-    new = made.job if made is not None and made.is_new else None
-    seen = _look(services, job_id, lambda row: row.status in TERMINAL, new)
+    return _Found(made.job.id, made.job if made.is_new else None, was_there=not made.is_new)
+
+
+def _answer(services: Services, found: _Found) -> Response:
+    """Wait for the job, if that is wanted, and show it."""
+    logs.note(job_id=found.job_id)
+    seen = _look(services, found.job_id, lambda row: row.status in TERMINAL, found.new)
     row = seen.row
     job = show(row, seen.cost, seen.position, services.settings, services.progress.of(row))
     headers = {"Location": job.urls.self} | seen.headers
-    if first is not None:
+    if found.is_replay:
         headers["Idempotent-Replayed"] = "true"
-    found = made is not None and not made.is_new
     return Response(
         job.model_dump_json(),
-        200 if found or row.status in TERMINAL else 202,
+        200 if found.was_there or row.status in TERMINAL else 202,
         headers,
         content_type="application/json",
     )

@@ -4,6 +4,7 @@ from flask import Response
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 
+from api import altering
 from api.openapi import KEY, answers
 from api.schemas import Model, ModelList, ModelParameter, ModelSize, NoQuery
 from api.services import Services
@@ -37,6 +38,7 @@ def _show(model: catalogue.Model, settings: Settings) -> Model:
         title=model.title,
         default=model.name == catalogue.DEFAULT_MODEL,
         backends=backends,
+        image_to_image=altering.able(model, settings.backends),
         sandbox=any(settings.is_sandbox(backend) for backend in backends),
         price_usd=f"{catalogue.price_usd(model.name, settings.prices).normalize():f}",
         fixed_size=None if size is None else ModelSize(width=size[0], height=size[1]),

@@ -302,6 +302,9 @@ class Model(BaseModel):
     title: str
     default: bool = Field(description="whether it is used when a submission names no model")
     backends: list[str] = Field(description="those of this service that serve it")
+    image_to_image: list[str] = Field(
+        description="those of them that take `image`, `mask` and `strength` in `input`; the others refuse them"
+    )
     sandbox: bool = Field(description="whether its pictures come from the sandbox")
     price_usd: str = Field(description="of one image, a decimal number")
     fixed_size: ModelSize | None = Field(description="what it makes if it takes no width and height")

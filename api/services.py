@@ -12,6 +12,7 @@ from shared.announcements import Announcer
 from shared.breaker import BreakerBoard
 from shared.database import Database
 from shared.image_store import ImageStore
+from shared.inspector import Inspector
 from shared.progress import ProgressBoard
 from shared.settings import Settings
 from shared.tickets import Bell
@@ -22,6 +23,7 @@ class Services:
     settings: Settings
     database: Database
     images: ImageStore
+    inspector: Inspector
     bell: Bell
     announcer: Announcer
     waiting: Waiting
@@ -37,6 +39,7 @@ class Services:
         """Let go of threads and connections."""
         self.waiting.close()
         self.waiting.join()
+        self.inspector.close()
         self.bell.close()
         self.announcer.close()
         self.redis.close()

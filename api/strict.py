@@ -2,14 +2,15 @@
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from flask import Flask, Request, request
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
-from api.errors import Refused, invalid_field, invalid_parameter, pointer_to
+from api.errors import Refused, invalid_field, invalid_parameter, most_bytes, pointer_to
 
-#: The largest body that is read.
+#: The largest body that is read, where a route takes no larger one.
 MOST_BYTES = 1_000_000
 
 #: What a database cannot store in a text: NUL (PostgreSQL) and half a surrogate pair (UTF-8 has no form for it).
@@ -29,9 +30,12 @@ class StrictRequest(Request):
 
 
 def whole_body(of: Request) -> bytes:
-    """The body as it came; refused if it is too large, of whatever length it was said to be."""
-    data = of.get_data()
-    if len(data) > MOST_BYTES:
+    """The body as it came; refused if it is too large, of whatever length it was said to be.
+
+    Read once: it is not kept, as a request that waits for its job would keep it all the while.
+    """
+    data = of.get_data(cache=False)
+    if len(data) > most_bytes(of):
         raise RequestEntityTooLarge
     return data
 
@@ -111,11 +115,18 @@ def _check_query() -> None:
             raise invalid_parameter(name.replace("\0", ""), "Must hold no NUL.")
 
 
-def install(app: Flask) -> None:
-    """Read every request strictly. After the check of the key: strangers learn nothing about parameters."""
+def install(app: Flask, larger: Mapping[str, int]) -> None:
+    """Read every request strictly. After the check of the key: strangers learn nothing about parameters.
+
+    `larger`: how many bytes are read where it is more than usual, by endpoint.
+    """
+
+    def limit_body() -> None:
+        # One more than is allowed: Werkzeug cuts a body of unknown length off there, without a word.
+        request.max_content_length = larger.get(request.endpoint or "", MOST_BYTES) + 1
+
     app.request_class = StrictRequest
-    # One more than is allowed: Werkzeug cuts a body of unknown length off there, without a word.
-    app.config["MAX_CONTENT_LENGTH"] = MOST_BYTES + 1
+    app.before_request(limit_body)
     # `//v1/jobs` and OPTIONS are not offered: without these, Flask redirects the one and answers the other by itself.
     app.url_map.merge_slashes = False
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False

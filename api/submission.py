@@ -12,6 +12,8 @@ from flask import g
 from pydantic import AfterValidator, BaseModel, Discriminator, Field, RootModel, Tag, create_model
 from sqlalchemy import Connection, Row
 
+from api import altering
+from api.errors import invalid_field
 from api.schemas import MAY_BE_FLOAT, STRICT, WITHOUT_NUL, MetadataKey, MetadataValue
 from api.services import Services
 from api.webhook_shapes import DEFAULT_EVENTS, Webhook, WebhookUrl
@@ -66,10 +68,11 @@ class Submission(BaseModel):
 
 def submission_body(models: Mapping[str, Model], backends: Iterable[str]) -> type[RootModel[Any]]:
     """The shape of the submit body for these models, as far as one of these backends serves them."""
+    enabled = list(backends)
     shapes = [
-        Annotated[_shape(model, served_by), Tag(model.name)]
+        Annotated[_shape(model, served_by, altering.shape_of(model, models, enabled)), Tag(model.name)]
         for model in models.values()
-        if (served_by := [backend for backend in backends if backend in model.backends])
+        if (served_by := [backend for backend in enabled if backend in model.backends])
     ]
 
     class SubmitJob(RootModel[Any]):
@@ -85,14 +88,15 @@ def _model_of(body: Any) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _shape(model: Model, backends: list[str]) -> type[Submission]:
+def _shape(model: Model, backends: list[str], start: altering.Shape) -> type[Submission]:
     name = re.sub(r"\W+", "_", model.name)
     fields: dict[str, Any] = {field: field_of(limits) for field, limits in model.parameters.items()}
-    inputs = create_model(f"Input_{name}", __config__=STRICT, **fields)
+    inputs = create_model(f"Input_{name}", __base__=start.base, **(fields | start.fields))
     default = model.name if model.name == DEFAULT_MODEL else ...
     return create_model(
         f"SubmitJob_{name}",
         __base__=Submission,
+        __cls_kwargs__={"json_schema_extra": altering.only_where_able(model, backends)},
         model=(Literal[model.name], default),  # type: ignore[arg-type]  # mypy knows no literals made at run time
         input=(inputs, ...),
         backend=(Literal["auto", *backends], "auto"),  # type: ignore[arg-type, maybe-unrecognized-str-typeform]
@@ -111,13 +115,27 @@ def field_of(limits: Text | Number) -> tuple[Any, Any]:
     return (number | None if limits.default is None else number), limits.default
 
 
-def submit(tx: Connection, services: Services, body: RootModel[Any]) -> Row[Any]:
-    """Make the job that a checked body asks for."""
+def start_of(services: Services, body: RootModel[Any]) -> altering.Start | None:
+    """What the job of a checked body starts from, judged; None: from nothing. Call it while no connection is held."""
     submission: Submission = body.root
-    backend, settings = resolve(services, submission.model, submission.backend), services.settings
+    if not altering.has_image(submission.input):
+        return None
+    model = MODELS[submission.model]
+    if resolve(services, model.name, submission.backend, alters=True) is None:
+        able = [name for name in services.settings.backends if name in model.alters]
+        said = f"The backend {submission.backend} can't alter images; {' and '.join(able)} can."
+        raise invalid_field("#/backend", said)
+    return altering.begin(services, model, submission.input)
+
+
+def submit(tx: Connection, services: Services, body: RootModel[Any], start: altering.Start | None = None) -> Row[Any]:
+    """Make the job that a checked body asks for, and that starts from what `start_of` said of it."""
+    submission: Submission = body.root
+    alters, settings = start is not None, services.settings
+    backend = resolve(services, submission.model, submission.backend, alters=alters)
     assert backend is not None  # else the body would have been refused
     services.depth.take_place(backend)
-    input = submission.input.model_dump()
+    input = submission.input.model_dump() | ({} if start is None else start.said)
     if "seed" in input and input["seed"] is None:
         # Drawn now, not by the backend: so every job can be made again.
         input["seed"] = secrets.randbelow(2**32)
@@ -134,6 +152,7 @@ def submit(tx: Connection, services: Services, body: RootModel[Any]) -> Row[Any]
         max_wait_seconds=settings.max_wait_seconds,
         webhook=_whole_webhook(submission.webhook),
         request_id=g.request_id,
+        starts_from=() if start is None else start.inputs,
     )
 
 
@@ -143,7 +162,11 @@ def _whole_webhook(asked: str | Webhook | None) -> dict[str, Any] | None:
     return None if asked is None else asked.model_dump()
 
 
-def resolve(services: Services, model: str, asked: str) -> str | None:
-    """The backend whose queue a job waits in: the one asked for, else the first that serves the model. None: none."""
-    served = MODELS[model].backends if model in MODELS else ()
+def resolve(services: Services, model: str, asked: str, *, alters: bool = False) -> str | None:
+    """The backend whose queue a job waits in: the one asked for, else the first that serves the model. None: none.
+
+    `alters`: the job starts from an image, which not each of them can do.
+    """
+    entry = MODELS.get(model)
+    served = () if entry is None else entry.alters if alters else entry.backends
     return next((name for name in services.settings.backends if name in served and asked in ("auto", name)), None)

@@ -114,9 +114,12 @@ def _facts(answer: bytes) -> Facts:
     if "unfit" in fields:
         raise Unfit(str(fields["unfit"]))
     content_type, width, height = fields["content_type"], fields["width"], fields["height"]
+    turned = fields["turned"]
     if content_type not in CONTENT_TYPES.values() or type(width) is not int or type(height) is not int:
         raise TypeError
-    return Facts(content_type, width, height)
+    if turned is not None and type(turned) is not bool:
+        raise TypeError
+    return Facts(content_type, width, height, turned)
 
 
 class Inspector:

@@ -74,7 +74,10 @@ class Job(BaseModel):
     model: str
     backend: str = Field(description="as asked for; the attempts tell which was used")
     sandbox: bool
-    input: dict[str, Any] = Field(description="as submitted, with defaults filled in and the seed that is used")
+    input: dict[str, Any] = Field(
+        description="as submitted, with defaults filled in and the seed that is used. Of `image` and `mask` there is "
+        "what they are: content_type, width, height, bytes, sha256, and `job` where it was a job's"
+    )
     queue_position: int | None = Field(
         description="a hint: 1 is claimed next; null if it does not wait to be claimed or is far behind, in lists, "
         "and in the answer to a submission that did not wait"

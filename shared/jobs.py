@@ -19,10 +19,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
-from shared import moves
+from shared import inputs, moves
 from shared.errors import JobErrorCode
 from shared.ids import new_id
 from shared.image_store import Image
+from shared.inputs import Input
 from shared.tables import Billed, Outcome, Status, jobs
 
 #: How far down the queue a claim looks for jobs that go with those in hand.
@@ -95,11 +96,12 @@ def submit(
     retried_from: str | None = None,
     webhook: Mapping[str, Any] | None = None,
     request_id: str | None = None,
+    starts_from: Iterable[Input] = (),
 ) -> Row[Any]:
     """Accept a job: from the commit of this transaction on it is ours, whatever becomes of Redis. Returns its row.
 
     `webhook`: {url, events}, who is told of it beside the project's endpoints. `request_id`: of the request that it
-    came with, for the logs of whoever works at it.
+    came with, for the logs of whoever works at it. `starts_from`: what `input` describes, kept with the job.
     """
     job = tx.execute(
         moves.SUBMIT,
@@ -119,6 +121,7 @@ def submit(
             "request_id": request_id,
         },
     ).one()
+    inputs.keep(tx, job.id, starts_from)
     moves.record(tx, job, Status.queued, {})
     return job
 
@@ -237,7 +240,7 @@ def cancel(tx: Connection, job_id: str) -> bool:
 def retry(
     tx: Connection, job_id: str, *, backend: str, sandbox: bool, max_wait_seconds: float, request_id: str | None = None
 ) -> Made | None:
-    """Submit an ended job again, with the same input and seed. While one such is open, it is that one.
+    """Submit an ended job again, with the same input, seed and image. While one such is open, it is that one.
 
     None if there is nothing to submit again: the job succeeded, is still open, or its data were removed.
     """
@@ -264,17 +267,21 @@ def retry(
         webhook=job.webhook,
         request_id=request_id,
     )
+    inputs.copy(tx, job_id, to=new.id)
     return Made(new, is_new=True)
 
 
 def remove_data(tx: Connection, job_id: str) -> bool:
-    """Forget what an ended job was about: its prompt, its metadata, its picture. Its row stays, its bill, and the
-    picture's hash, by which it is known as ours.
+    """Forget what an ended job was about: prompt, metadata, the image it began with, its picture. Its row stays, its
+    bill, and the picture's hash, by which it is known as ours.
 
     No move: its status stays. False if it has not ended; removing twice is fine. The pictures themselves are the
     image store's to remove, after the commit; what a crash leaves there, nothing points at, and the sweep finds.
     """
-    return tx.execute(moves.REMOVE_DATA, {"its_id": job_id}).one_or_none() is not None
+    if tx.execute(moves.REMOVE_DATA, {"its_id": job_id}).one_or_none() is None:
+        return False
+    inputs.remove(tx, job_id)
+    return True
 
 
 def rescue(tx: Connection, job_id: str, fence: int, *, max_crashes: int) -> Status | None:

@@ -21,7 +21,7 @@ from io import BytesIO
 from typing import Any, NamedTuple
 
 # The plugins by name: otherwise Image.open imports every plugin there is as soon as WEBP is asked for.
-from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
 MOST_PIXELS = 2048 * 2048 * 4  # four times the largest picture that a model makes
 MOST_BYTES = 32 * 1024 * 1024
@@ -32,6 +32,9 @@ CONTENT_TYPES = {
     JpegImagePlugin.JpegImageFile.format: "image/jpeg",
     WebPImagePlugin.WebPImageFile.format: "image/webp",
 }
+
+#: The orientations of EXIF that exchange width and height.
+_QUARTER_TURNS = (5, 6, 7, 8)
 
 CHILD_MEMORY = 512 * 1024 * 1024  # address space, bytes; the largest accepted picture needs about 350 MiB
 #: A child whose parent is gone, and cannot end it, ends itself when one picture takes this long. Longer than any
@@ -49,6 +52,8 @@ class Facts(NamedTuple):
     content_type: str
     width: int
     height: int
+    #: Whether it is to be seen turned by a quarter, as its EXIF data say; None: they can't be read.
+    turned: bool | None = False
 
 
 def image_format(data: bytes) -> str | None:
@@ -84,6 +89,10 @@ def inspect(data: bytes) -> Facts:
         raise
     except MemoryError:
         raise Unfit("decoding the picture needs too much memory") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # of Pillow's own, larger bound
+        raise Unfit(f"the {name} picture has too many pixels, more than {MOST_PIXELS} in all") from None
+    except UnidentifiedImageError:  # its words name the address of a buffer of ours
+        raise Unfit(f"the {name} picture has no valid header") from None
     except Exception as error:  # noqa: BLE001 - decoders raise nearly everything: OSError, SyntaxError, zlib.error …
         raise Unfit(f"the {name} picture cannot be decoded: {type(error).__name__}: {str(error)[:120]}") from None
 
@@ -95,7 +104,20 @@ def _decode(name: str, data: bytes) -> Facts:
         if getattr(image, "n_frames", 1) != 1:
             raise Unfit("the picture is animated or has several frames")
         image.load()
-    return Facts(CONTENT_TYPES[name], width, height)
+        return Facts(CONTENT_TYPES[name], width, height, _is_turned(image))
+
+
+def _is_turned(image: Image.Image) -> bool | None:
+    # What is wrong here is no fault of the picture: a vendor's is as good as any other, and what to do about a client's
+    # is for others to say.
+    try:
+        exif = image.getexif()
+        orientation = exif.get(ExifTags.Base.Orientation, 1)
+        if orientation != 1:
+            exif.tobytes()  # whoever turns it has to write them anew
+    except Exception:  # noqa: BLE001 - as of decoders
+        return None
+    return orientation in _QUARTER_TURNS
 
 
 def _check_png_chunks(data: bytes) -> None:
@@ -202,7 +224,7 @@ def serve(descriptor: int) -> None:
         # Nobody handles SIGALRM, so it ends this process, even in the middle of C code.
         signal.alarm(CHILD_ALARM_SECONDS)
         try:
-            answer: dict[str, str | int] = dict(inspect(data)._asdict())
+            answer: dict[str, str | int | None] = dict(inspect(data)._asdict())
         except Unfit as unfit:
             answer = {"unfit": str(unfit)}
         signal.alarm(0)

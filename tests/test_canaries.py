@@ -2,6 +2,7 @@
 looked for where they must not be: in any process's log, in any error's answer, and the secrets in the database.
 """
 
+import base64
 import json
 import socket
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from sqlalchemy import select
 from shared.tables import delivery_tries
 from tests.receiver import Receiver, says
 from tests.service import Service, eventually, service
+from tests.shared.pictures import chunk, png
 
 pytestmark = pytest.mark.slow
 
@@ -24,6 +26,15 @@ CANARY = "k4n4ry"
 API_KEY = f"dk_{CANARY}-api-key-{'a' * 32}"
 VENDOR_KEY = f"{CANARY}-vendor-key"
 SECRET_KEY = f"{CANARY}-secret-key-{'s' * 32}"
+#: A picture that is found by a text in it, and by its base64: one of three places falls together with base64's steps.
+IMAGE = base64.b64encode(
+    png(
+        chunk(b"tEXt", b"a\0" + CANARY.encode() + b"x".join([base64.b64decode(f"AA{CANARY}")] * 3)),
+        width=256,
+        height=256,
+    )
+).decode()
+assert CANARY in IMAGE
 PROMPT = f'{CANARY} "sings" in a café, <b>loud</b>\n'
 
 
@@ -35,9 +46,11 @@ def running(tmp_path: Path, sqlite_url: str) -> Iterator[Service]:
         "DATAOORTS_API_KEY": VENDOR_KEY,
         "DARKROOM_LOG_FORMAT": "json",
         "DARKROOM_MAX_ATTEMPTS": "1",
+        "DARKROOM_BACKENDS": "dataoorts,diffusers",
         "PYTHONPATH": "",
     }
     with service(tmp_path, sqlite_url, **environ) as running:
+        del running._lines["worker-gpu"]  # it needs torch; here images are only taken
         for name in ("worker-dataoorts", "worker-webhooks"):
             running._lines[name] = running._lines[name].replace("worker.app", "tests.faulty_worker")
         running.http.headers["Authorization"] = f"Bearer {API_KEY}"
@@ -87,6 +100,17 @@ class Paths:
         self.ask("POST", "/v1/jobs", 415, data=PROMPT.encode())
         self.ask("GET", f"/v1/jobs/{CANARY}", 404)
         self.ask("GET", f"/{CANARY}?prompt={CANARY}", 404)
+
+    def images(self) -> None:
+        """The image of a job stands in the database alone; what is wrong with one is told without it."""
+        for image in (IMAGE, f"data:image/png;base64,{IMAGE}"):
+            body = {"input": {"prompt": PROMPT, "image": image, "mask": IMAGE}}
+            job = self.ask("POST", "/v1/jobs", 202, json=body).json()
+            assert CANARY not in json.dumps(job["input"]["image"])
+            self.ask("POST", f"/v1/jobs/{job['id']}/cancel", 200)
+            self.ask("POST", f"/v1/jobs/{job['id']}/retry", 202)
+        for wrong in (CANARY, IMAGE[:-20], f"http://{CANARY}.example/", f"data:{CANARY}", f"job_{CANARY}"):
+            self.ask("POST", "/v1/jobs", 422, json={"input": {"prompt": PROMPT, "image": wrong}})
 
     def strangers(self) -> None:
         for header in (f"Bearer dk_{CANARY}-guessed-key", f"Basic {CANARY}", ""):
@@ -170,6 +194,7 @@ def test_no_secret_and_no_prompt_gets_where_it_must_not_be(running: Service) -> 
         for path in (
             paths.submissions,
             paths.bad_input,
+            paths.images,
             paths.strangers,
             paths.what_gunicorn_cannot_read,
             paths.links,

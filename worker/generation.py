@@ -1,4 +1,4 @@
-"""One attempt at one job, top to bottom: claim, generate, spool, judge, put the picture, close the row."""
+"""One attempt at one job, top to bottom: claim, read its image, generate, spool, judge, put the picture, close."""
 
 import logging
 import random
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
-from shared import jobs, logs
+from shared import inputs, jobs, logs
 from shared.database import AWAY, Database
 from shared.image_store import ImageStore
 from shared.jobs import Claim, JobError, Terms
@@ -131,11 +131,12 @@ class Generation:
         with logs.about(**its, backend=self._backend.name), self._leases.holding(claim), suppress(_LeftOnTheSpool):
             began = time.monotonic()
             try:
+                starts_from = self._starts_from(claim)
                 if self._stopping.is_set():
                     self._until_done(lambda: self._release(claim))
                     _tell(Outcome.canceled, Billed.no, "stopping", 0.0)
                     return
-                outcome, entry = self._generate(claim)
+                outcome, entry = self._generate(claim, starts_from)
                 verdict = self._breaker.ended(permit, None if isinstance(outcome, Picture | Unjudged) else outcome)
             finally:
                 self._breaker.withdraw(permit)
@@ -155,7 +156,21 @@ class Generation:
             if entry is not None:
                 entry.remove()  # after the commit that made it unnecessary
 
-    def _generate(self, claim: Claim) -> tuple[Picture | Failure, Entry | None]:
+    def _starts_from(self, claim: Claim) -> dict[str, bytes]:
+        """The image that it alters and its mask, by name; nothing for most jobs."""
+        if "image" not in claim.input:
+            return {}
+
+        def read() -> dict[str, bytes]:
+            with self._database.read() as connection:
+                return inputs.read(connection, claim.job_id)
+
+        # Now, and not at the claim: pictures would wait in memory for their turn, under the locks of all claims.
+        given = self._until_done(read, said="waiting for what the job starts from")
+        self._slots.hold(self._backend.attempt_seconds)
+        return given
+
+    def _generate(self, claim: Claim, starts_from: Mapping[str, bytes]) -> tuple[Picture | Failure, Entry | None]:
         """What the backend says, and what it received, which may be more: a picture that could not be judged."""
         kept: list[Entry] = []
 
@@ -165,9 +180,13 @@ class Generation:
         def progress(_index: int, step: int, steps: int, preview: bytes | None) -> None:
             self._tell(claim.job_id, Report(claim.attempt, step, steps, preview))
 
+        if missing := {"image", "mask"}.intersection(claim.input) - set(starts_from):
+            gone = f"The {' and the '.join(sorted(missing))} of this job can't be found any more."
+            return Failure(Kind.rejected, Billed.no, gone), None
         started = time.monotonic()
         try:
-            request = Request(claim.job_id, claim.model, claim.input, received)
+            image, mask = starts_from.get("image"), starts_from.get("mask")
+            request = Request(claim.job_id, claim.model, claim.input, received, image, mask)
             outcome = self._backend.generate(
                 [request], progress=progress, canceled=lambda _index: self._leases.lost(claim)
             )[0]
@@ -227,19 +246,24 @@ class Generation:
             jobs.release(tx, claim, reason="worker_stopping")
             jobs.close_attempt(tx, claim.job_id, claim.attempt, Outcome.canceled, Billed.no)
 
-    def _until_done(self, step: Callable[[], _Done], entry: Entry | None = None) -> _Done:
+    def _until_done(
+        self,
+        step: Callable[[], _Done],
+        entry: Entry | None = None,
+        said: str = "holding what came back until it can be judged and stored",
+    ) -> _Done:
         """Do it, and again for as long as the database is away, or whoever judges pictures. A step may run twice.
 
         Raises _LeftOnTheSpool if the process is to stop meanwhile and the picture, `entry`, is on the disk.
         """
         told = False
         while True:
-            self._slots.store()
+            self._slots.hold()
             try:
                 return step()
             except (*AWAY, Unjudged) as error:
                 if not told:
-                    log.warning("holding what came back until it can be judged and stored (%s)", type(error).__name__)
+                    log.warning("%s (%s)", said, type(error).__name__)
                     told = True
                 self._slots.found_database_away()
             if entry is None or entry.path is None:

@@ -66,11 +66,11 @@ class Slots:
             self._own.slot = None
             self.moved()
 
-    def store(self) -> None:
-        """The slot of this thread, if it is one, begins to do something with what came."""
+    def hold(self, limit_seconds: float = OWN_SECONDS) -> None:
+        """The slot of this thread, if it is one, begins another step with what it has: one of our own, or so long."""
         slot: Slot | None = getattr(self._own, "slot", None)
         if slot is not None:
-            slot.hold(OWN_SECONDS)
+            slot.hold(limit_seconds)
 
     def moved(self) -> None:
         """Something goes on."""

@@ -1,6 +1,7 @@
 """The API under test: wired as in production, on a migrated database and a real Redis, with a worker at hand."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from api.auth import PREFIX_LENGTH, hash_key
 from api.services import Services
 from shared.database import now
 from shared.ids import new_id
+from shared.inspector import Inspector
 from shared.settings import Settings
 from shared.tables import keys, projects
 from tests.api.people import KEY, Caller, Submit, Worker, client_with
@@ -20,14 +22,27 @@ NEIGHBOURS_KEY = "dk_neighbour" + "n" * 32
 
 
 @pytest.fixture
-def settings(database_url: str, redis_url: str) -> Settings:
-    return Settings(database_url=database_url, redis_url=redis_url, api_key=KEY, secret_key="s" * 32)
+def backends() -> tuple[str, ...]:
+    return ("dataoorts",)
 
 
 @pytest.fixture
-def services(settings: Settings) -> Iterator[Services]:
+def settings(database_url: str, redis_url: str, backends: tuple[str, ...]) -> Settings:
+    return Settings(database_url=database_url, redis_url=redis_url, api_key=KEY, secret_key="s" * 32, backends=backends)
+
+
+@pytest.fixture(scope="session")
+def inspector() -> Iterator[Inspector]:
+    """One for the whole run: its children take a moment to start."""
+    inspector = Inspector()
+    yield inspector
+    inspector.close()
+
+
+@pytest.fixture
+def services(settings: Settings, inspector: Inspector) -> Iterator[Services]:
     services = open_services(settings)
-    yield services
+    yield replace(services, inspector=inspector)
     services.close()
 
 

@@ -57,11 +57,11 @@ class Worker:
         self._services = services
         self._database: Database = services.database
 
-    def claim(self, price: int = 8000) -> life.Claim:
+    def claim(self, price: int = 8000, backend: str = "dataoorts") -> life.Claim:
         prices = dict.fromkeys(MODELS, price)
         terms = life.Terms(worker="w1", lease_seconds=20, attempt_seconds=300, prices=prices, max_crashes=3)
         with self._database.write() as tx:
-            [claim] = life.claim(tx, "dataoorts", terms)
+            [claim] = life.claim(tx, backend, terms)
         return claim
 
     def close_attempt(self, claim: life.Claim, outcome: Outcome, billed: Billed, error: Any = None) -> None:

@@ -293,6 +293,7 @@ def test_every_code_of_a_refusal_is_in_the_table() -> None:
     elsewhere = {
         "internal",
         "unavailable",
+        "not_judged",
         "too_many_streams",
         "queue_full",
         "unreadable_secret",

@@ -17,7 +17,7 @@ from tests.shared.pictures import animated, chunk, jpeg_of_size, png, webp_of_si
     ("kind", "content_type"), [("PNG", "image/png"), ("JPEG", "image/jpeg"), ("WEBP", "image/webp")]
 )
 def test_a_whole_picture_is_told_with_its_true_type_and_size(kind: str, content_type: str) -> None:
-    assert inspect(whole(kind, 320, 200)) == (content_type, 320, 200)
+    assert inspect(whole(kind, 320, 200)) == (content_type, 320, 200, False)
 
 
 @pytest.mark.parametrize(
@@ -36,17 +36,17 @@ def test_a_whole_picture_is_told_with_its_true_type_and_size(kind: str, content_
     ],
 )
 def test_every_colour_mode_of_a_whole_picture_is_taken(kind: str, mode: str, options: dict[str, object]) -> None:
-    assert inspect(whole(kind, 64, 48, mode, **options))[1:] == (64, 48)
+    assert inspect(whole(kind, 64, 48, mode, **options))[1:3] == (64, 48)
 
 
 def test_the_smallest_and_the_largest_picture_are_taken() -> None:
-    assert inspect(whole("PNG", 1, 1))[1:] == (1, 1)
-    assert inspect(whole("PNG", 4096, 4096, "L"))[1:] == (4096, 4096)
+    assert inspect(whole("PNG", 1, 1))[1:3] == (1, 1)
+    assert inspect(whole("PNG", 4096, 4096, "L"))[1:3] == (4096, 4096)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_bytes_after_the_end_of_the_picture_are_tolerated(kind: str) -> None:
-    assert inspect(whole(kind, 64, 64) + b"\n<!-- trailing -->\r\n")[1:] == (64, 64)
+    assert inspect(whole(kind, 64, 64) + b"\n<!-- trailing -->\r\n")[1:3] == (64, 64)
 
 
 def gif() -> bytes:
@@ -135,7 +135,7 @@ def test_whatever_is_not_one_whole_picture_is_refused_with_a_reason(data: bytes)
 
 
 def test_an_interlaced_png_is_whole_with_the_rows_of_its_seven_passes() -> None:
-    assert inspect(png(interlace=1, pixels=zlib.compress(b"\0" * 79)))[1:] == (8, 8)
+    assert inspect(png(interlace=1, pixels=zlib.compress(b"\0" * 79)))[1:3] == (8, 8)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -167,3 +167,29 @@ def test_the_size_is_refused_before_a_single_pixel_is_decoded(monkeypatch: pytes
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
     with pytest.raises(Unfit, match="pixels"):
         inspect(whole("PNG", 4096, 4097, "1"))
+
+
+def with_exif(kind: str, orientation: int | None, junk: bytes | None = None) -> bytes:
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    return whole(kind, 40, 20, exif=exif.tobytes() if junk is None else junk)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_whether_a_picture_is_to_be_turned_by_a_quarter_is_told(kind: str) -> None:
+    assert inspect(whole(kind, 40, 20)).turned is False
+    turned = {orientation for orientation in range(10) if inspect(with_exif(kind, orientation)).turned}
+    assert turned == {5, 6, 7, 8}
+    assert inspect(with_exif(kind, 6))[1:3] == (40, 20)
+
+
+def test_exif_that_cannot_be_read_is_no_fault_of_the_picture() -> None:
+    for kind, content_type in (("PNG", "image/png"), ("WEBP", "image/webp")):
+        for junk in (b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12", b"Exif\0\0nonsense"):
+            assert inspect(with_exif(kind, None, junk)) == (content_type, 40, 20, None)
+
+
+def test_no_address_of_ours_stands_in_a_reason() -> None:
+    with pytest.raises(Unfit, match=r"^the WEBP picture has no valid header$"):
+        inspect(b"RIFF\0\0\0\0WEBPxxxx")

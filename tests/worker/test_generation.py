@@ -10,9 +10,10 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
-from shared import jobs
+from shared import inputs, jobs
 from shared.database import Database, now
 from shared.image_store import DatabaseImageStore
+from shared.inputs import Input
 from shared.progress import Report
 from shared.tables import Outcome, Status, attempts
 from shared.tables import jobs as table
@@ -774,3 +775,92 @@ def test_every_line_of_an_attempt_names_its_job_and_none_the_prompt(bench: Bench
     assert [line["message"] for line in said] == ["the attempt broke off", "the attempt ended"]
     assert {line["job_id"] for line in said} == {job.id}
     assert "ValueError" in said[0]["exception"] and prompt not in lines.getvalue()
+
+
+PIXELS = Input("image", "image/png", 640, 480, "a" * 64, b"an image")
+WHITE = Input("mask", "image/png", 640, 480, "b" * 64, b"a mask")
+ALTERING = {"prompt": "x", "strength": 0.5, "image": PIXELS.description(), "mask": WHITE.description()}
+
+
+def test_what_a_job_starts_from_is_handed_over_as_it_was_sent(bench: Bench) -> None:
+    both = submit(bench.database, input=ALTERING, starts_from=(PIXELS, WHITE))
+    without_mask = {name: value for name, value in ALTERING.items() if name != "mask"}
+    alone = submit(bench.database, input=without_mask, starts_from=(PIXELS,))
+    plain = submit(bench.database, input={"prompt": "x"})
+    backend = ScriptedBackend(PICTURE)
+    bench.generation(backend).work()
+    assert [(request.job_id, request.image, request.mask) for request in backend.seen] == [
+        (both.id, b"an image", b"a mask"),
+        (alone.id, b"an image", None),
+        (plain.id, None, None),
+    ]
+    assert backend.seen[0].input == ALTERING
+
+
+def test_no_connection_is_held_while_an_image_is_altered(bench: Bench) -> None:
+    submit(bench.database, input=ALTERING, starts_from=(PIXELS, WHITE))
+    held: list[int] = []
+
+    def look() -> Picture:
+        held.append(bench.database.engine.pool.checkedout())  # type: ignore[attr-defined]
+        return PICTURE
+
+    bench.generation(ScriptedBackend(look)).work()
+    assert held == [0]
+
+
+class Trouble:
+    """What is asked of it fails so many times, and is then done."""
+
+    def __init__(self, times: int, done: Callable[..., Any], meanwhile: Callable[[], object] = lambda: None) -> None:
+        self.left, self._done, self._meanwhile = times, done, meanwhile
+
+    def __call__(self, *given: Any) -> Any:
+        if self.left:
+            self.left -= 1
+            self._meanwhile()
+            raise AWAY
+        return self._done(*given)
+
+
+def test_a_database_that_is_away_when_the_image_is_wanted_is_waited_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit(bench.database, input=ALTERING, starts_from=(PIXELS, WHITE))
+    trouble = Trouble(3, inputs.read)
+    monkeypatch.setattr(inputs, "read", trouble)
+    backend = ScriptedBackend(PICTURE)
+    bench.generation(backend).work()
+    assert trouble.left == 0 and [request.image for request in backend.seen] == [b"an image"]
+    row = job_row(bench.database, job.id)
+    assert (row.status, row.attempts, row.failures, row.refusals) == ("succeeded", 1, 0, 0)
+
+
+def test_a_worker_that_is_asked_to_stop_while_it_waits_for_the_image_gives_the_job_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit(bench.database, input=ALTERING, starts_from=(PIXELS, WHITE))
+    monkeypatch.setattr(inputs, "read", Trouble(2, inputs.read, meanwhile=bench.stopping.set))
+    backend = ScriptedBackend(PICTURE)
+    bench.generation(backend).work()
+    row = job_row(bench.database, job.id)
+    assert backend.seen == [] and (row.status, row.failures, row.crashes) == ("queued", 0, 0)
+    assert bench.attempt(job.id) == ("canceled", "no")
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"), [((), "The image and the mask of"), ((PIXELS,), "The mask of"), ((WHITE,), "The image of")]
+)
+def test_a_job_whose_image_is_gone_says_so_and_calls_nobody(bench: Bench, kept: tuple[Input, ...], said: str) -> None:
+    job = submit(bench.database, input=ALTERING, starts_from=kept)
+    backend = ScriptedBackend(PICTURE)
+    bench.generation(backend).work()
+    row = job_row(bench.database, job.id)
+    assert backend.seen == [] and row.status == "failed"
+    assert row.error == {
+        "code": "rejected",
+        "message": f"{said} this job can't be found any more.",
+        "retryable": False,
+        "billed": "no",
+    }
+    assert bench.attempt(job.id) == ("failed", "no")

@@ -73,7 +73,7 @@ def test_what_came_is_stored_within_less_than_a_call_may_take(watched: Watched) 
     with watched.slots.work() as slot:
         slot.hold(180)
         assert watched.goes_on(100) is None
-        watched.slots.store()
+        watched.slots.hold()
         assert watched.goes_on(OWN_SECONDS) is None
         assert "(1 hold a job)" in str(watched.goes_on(4))
 
