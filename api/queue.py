@@ -5,12 +5,12 @@ from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from sqlalchemy import Connection, func, select
 
-from api.forecast import present
 from api.openapi import KEY, answers
 from api.schemas import Breaker, NoQuery, Queue, QueueList
 from api.services import Services
 from shared.breaker import Standing
 from shared.database import now
+from shared.load import present
 from shared.standing import is_status
 from shared.tables import Status, jobs
 

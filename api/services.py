@@ -7,6 +7,7 @@ from redis import Redis
 from api.auth import Keys
 from api.depth import Depth
 from api.forecast import Forecast
+from api.routing import Router
 from api.waiting import Waiting
 from shared.announcements import Announcer
 from shared.breaker import BreakerBoard
@@ -27,6 +28,7 @@ class Services:
     waiting: Waiting
     forecast: Forecast
     depth: Depth
+    router: Router
     keys: Keys
     progress: ProgressBoard
     breakers: BreakerBoard
@@ -39,5 +41,6 @@ class Services:
         self.waiting.join()
         self.bell.close()
         self.announcer.close()
+        self.router.close()
         self.redis.close()
         self.database.close()

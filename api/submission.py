@@ -16,7 +16,8 @@ from api.schemas import MAY_BE_FLOAT, STRICT, WITHOUT_NUL, MetadataKey, Metadata
 from api.services import Services
 from api.webhook_shapes import DEFAULT_EVENTS, Webhook, WebhookUrl
 from shared import jobs as life
-from shared.catalogue import DEFAULT_MODEL, MODELS, Model, Number, Text
+from shared.catalogue import DEFAULT_MODEL, Model, Number, Text
+from shared.routing import AUTO
 
 #: Of all keys and values of one job's metadata, in UTF-8.
 MOST_METADATA_BYTES = 2048
@@ -26,6 +27,13 @@ def _bounded(metadata: dict[str, str]) -> dict[str, str]:
     if sum(len(text.encode()) for pair in metadata.items() for text in pair) > MOST_METADATA_BYTES:
         raise ValueError(f"must have at most {MOST_METADATA_BYTES} bytes in all keys and values")
     return metadata
+
+
+_BACKEND = (
+    "who makes it. `auto`: chosen by who is well, has room, and costs less, in this order; and chosen again while it "
+    "waits, if that one fails or is gone. The job's `routing` says who and why. A seed makes the same image again on "
+    "the same backend only: name one where that matters"
+)
 
 
 def _form_of(webhook: object) -> str | None:
@@ -95,7 +103,10 @@ def _shape(model: Model, backends: list[str]) -> type[Submission]:
         __base__=Submission,
         model=(Literal[model.name], default),  # type: ignore[arg-type]  # mypy knows no literals made at run time
         input=(inputs, ...),
-        backend=(Literal["auto", *backends], "auto"),  # type: ignore[arg-type, maybe-unrecognized-str-typeform]
+        backend=(
+            Literal[AUTO, *backends],  # type: ignore[arg-type]
+            Field(AUTO, description=_BACKEND),
+        ),
     )
 
 
@@ -114,10 +125,9 @@ def field_of(limits: Text | Number) -> tuple[Any, Any]:
 def submit(tx: Connection, services: Services, body: RootModel[Any]) -> Row[Any]:
     """Make the job that a checked body asks for."""
     submission: Submission = body.root
-    backend, settings = resolve(services, submission.model, submission.backend), services.settings
-    assert backend is not None  # else the body would have been refused
-    services.depth.take_place(backend)
-    input = submission.input.model_dump()
+    settings, input = services.settings, submission.input.model_dump()
+    choice = services.router.place(submission.model, submission.backend, input)
+    assert choice is not None  # else the body would have been refused
     if "seed" in input and input["seed"] is None:
         # Drawn now, not by the backend: so every job can be made again.
         input["seed"] = secrets.randbelow(2**32)
@@ -126,10 +136,11 @@ def submit(tx: Connection, services: Services, body: RootModel[Any]) -> Row[Any]
         project_id=g.project_id,
         model=submission.model,
         backend_asked=submission.backend,
-        backend=backend,
+        backend=choice.backend,
+        reason=choice.reason,
         input=input,
         metadata=submission.metadata,
-        sandbox=settings.is_sandbox(backend),
+        sandbox=settings.is_sandbox(choice.backend),
         deadline_seconds=submission.deadline_seconds,
         max_wait_seconds=settings.max_wait_seconds,
         webhook=_whole_webhook(submission.webhook),
@@ -141,9 +152,3 @@ def _whole_webhook(asked: str | Webhook | None) -> dict[str, Any] | None:
     if isinstance(asked, str):
         return {"url": asked, "events": list(DEFAULT_EVENTS)}
     return None if asked is None else asked.model_dump()
-
-
-def resolve(services: Services, model: str, asked: str) -> str | None:
-    """The backend whose queue a job waits in: the one asked for, else the first that serves the model. None: none."""
-    served = MODELS[model].backends if model in MODELS else ()
-    return next((name for name in services.settings.backends if name in served and asked in ("auto", name)), None)
