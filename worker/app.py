@@ -106,6 +106,7 @@ class Worker:
                 max_crashes=wanted.max_crashes,
                 lease_seconds=wanted.lease_seconds,
                 stopping=self.stopping,
+                others=[name for name in wanted.backends if name != backend.name],
                 spool=self.spools[backend.name],
                 breaker=SharedBreaker(
                     backend.name, for_breakers, closed=partial(self.bell.ring, backend.name, tickets.ENOUGH)

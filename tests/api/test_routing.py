@@ -61,7 +61,7 @@ def at_work(services: Services) -> Services:
 
 def opens(services: Services, backend: str) -> None:
     """Its breaker, and this process has heard of it."""
-    seconds, _ = services.redis.time()  # type: ignore[misc]  # redis-py's answers may be awaitables
+    seconds, _ = services.redis.time()
     services.redis.set(key(backend), written(Breaker(1, Reason.failing, until=seconds + 300.0)))
 
     def known() -> bool:
