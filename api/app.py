@@ -32,6 +32,7 @@ from api.compat import dataoorts
 from api.compat.shapes import call_body
 from api.depth import Depth
 from api.forecast import Forecast
+from api.routing import Router
 from api.services import Services
 from api.submission import submission_body
 from api.waiting import Waiting, standing
@@ -76,6 +77,8 @@ def open_services(settings: Settings) -> Services:
     announcer = Announcer(client(settings))
     redis = client(settings, timeout_seconds=0.5)
     forecast = Forecast(database, settings.backends, settings.lease_seconds)
+    depth = Depth(database, forecast, settings.backends, settings.max_queued)
+    breakers = BreakerBoard(redis)
     waiting = Waiting(
         lambda heard, progressed: Listener(client(settings), heard, {progress.CHANNEL: progressed}),
         partial(standing, database),
@@ -98,10 +101,11 @@ def open_services(settings: Settings) -> Services:
         announcer=announcer,
         waiting=waiting,
         forecast=forecast,
-        depth=Depth(database, forecast, settings.backends, settings.max_queued),
+        depth=depth,
+        router=Router(settings, depth, forecast, breakers),
         keys=Keys(database, settings),
         progress=progress.ProgressBoard(redis),
-        breakers=BreakerBoard(redis),
+        breakers=breakers,
         redis=redis,
     )
 

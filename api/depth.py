@@ -5,23 +5,13 @@ import threading
 import time
 from collections.abc import Sequence
 
-from sqlalchemy import bindparam, func, literal_column, select
-
 from api.errors import Refused
 from api.forecast import Forecast
 from shared.database import Database
-from shared.standing import is_status
-from shared.tables import Status, jobs
+from shared.load import queued
 
 #: Bounds of the Retry-After of a refusal, in seconds.
 SOONEST, LATEST = 1, 3600
-
-_WAITING = select(func.count()).select_from(
-    select(literal_column("1"))
-    .where(jobs.c.backend == bindparam("of_backend"), is_status(Status.queued))
-    .limit(bindparam("at_most"))
-    .subquery()
-)
 
 
 class Depth:
@@ -31,7 +21,7 @@ class Depth:
     added meanwhile. So several processes together may exceed it by what the others took in a few seconds.
     """
 
-    #: Between two counts, in seconds: while it is far from full, and while it is not.
+    #: Between two counts, in seconds: while it is far from full; and while it is not, or somebody chooses by them.
     FAR_SECONDS, NEAR_SECONDS = 5.0, 1.0
     #: A million rows take a moment: a count is followed by so many times as long without one.
     REST = 50
@@ -54,13 +44,19 @@ class Depth:
             with self._database.read() as connection:
                 for backend in self._known:
                     # More than the bound: how many are too many says how long it takes.
-                    asked = {"of_backend": backend, "at_most": 2 * self._most}
-                    self._known[backend] = connection.scalar(_WAITING, asked) or 0
-            near = any(2 * waiting > self._most for waiting in self._known.values())
+                    self._known[backend] = queued(connection, backend, at_most=2 * self._most)
+            near = len(self._known) > 1 or any(2 * waiting > self._most for waiting in self._known.values())
             pause = self.NEAR_SECONDS if near else self.FAR_SECONDS
             self._look_at = time.monotonic() + max(pause, self.REST * (time.monotonic() - began))
         finally:
             self._looking.release()
+
+    def known(self, backend: str) -> int:
+        """How many wait for this backend, as far as this process knows."""
+        return self._known[backend]
+
+    def is_full(self, backend: str) -> bool:
+        return self._known[backend] >= self._most
 
     def take_place(self, backend: str) -> None:
         """One more waits for this backend. Raises Refused if there is no room for it."""

@@ -3,51 +3,18 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Row
 
 from api.job_object import FARTHEST_POSITION
 from shared.database import Database
-from shared.present import was_seen
+from shared.load import Present, present
 from shared.standing import TERMINAL
-from shared.tables import Status, workers
+from shared.tables import Status
 
 #: Bounds of Retry-After, in seconds.
 SOONEST, LATEST = 1, 60
-
-
-@dataclass(frozen=True)
-class Present:
-    """The workers of a backend that are there and not stuck, and what a picture takes them (None: not known yet).
-
-    `stuck`: those that are there beside them and make no progress, as their rows say.
-    """
-
-    slots: int
-    seconds: float | None
-    workers: int = 0
-    in_hand: int = 0
-    stuck: int = 0
-
-
-def present(connection: Connection, backend: str, lease_seconds: float) -> Present:
-    """A worker whose heartbeat was not seen for a lease, four beats, does not count as being there.
-
-    `backend`: or what else workers do, as their rows say it.
-    """
-    well = workers.c.trouble.is_(None)
-    query = select(
-        func.sum(workers.c.slots).filter(well),
-        func.avg(workers.c.seconds).filter(well),
-        func.count().filter(well),
-        func.sum(workers.c.in_hand),
-        func.count().filter(~well),
-    )
-    row = connection.execute(query.where(workers.c.backend == backend, was_seen(lease_seconds))).one()
-    seconds = None if row[1] is None else float(row[1])
-    return Present(int(row[0] or 0), seconds, int(row[2]), int(row[3] or 0), int(row[4]))
 
 
 class Forecast:
@@ -75,13 +42,17 @@ class Forecast:
 
     def seconds_for(self, backend: str, jobs: int) -> float:
         """How long its workers need for so many jobs, as far as was known last. Without a worker, a minute at least."""
-        known = self._known[backend][1]
+        known = self.known(backend)
         if not known.slots:
             return LATEST
         return (known.seconds or SOONEST) * math.ceil(jobs / known.slots)
 
+    def known(self, backend: str) -> Present:
+        """As it was looked up last."""
+        return self._known[backend][1]
+
     def look(self) -> None:
-        """Look up what `seconds_for` tells. Call it while no connection is held. Raises AWAY."""
+        """Look up what `known` and `seconds_for` tell. Call it while no connection is held. Raises AWAY."""
         for backend in self._known:
             self._look_up(backend)
 

@@ -9,12 +9,12 @@ from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 
 import migrations
-from api.forecast import present
 from api.openapi import answers
 from api.schemas import Check, Checks, Health, NoQuery, Readiness
 from api.services import Services
 from shared.breaker import BreakerBoard, State
 from shared.database import AWAY
+from shared.load import present
 from shared.present import SWEEP
 from shared.tickets import DELIVERIES
 

@@ -17,7 +17,7 @@ from api.openapi import KEY, answers
 from api.schemas import JobPath, NoQuery
 from api.services import Services
 from api.strict import whole_body
-from api.submission import resolve, start_of, submission_body, submit
+from api.submission import start_of, submission_body, submit
 from api.waiting import preferred_wait
 from shared import jobs as life
 from shared import logs
@@ -136,21 +136,21 @@ def _retry(tx: Connection, services: Services, job_id: str) -> life.Made:
     row = read_job(tx, job_id)
     if row is None:
         raise not_found()
-    alters, settings = "image" in row.input, services.settings
-    backend = resolve(services, row.model, row.backend_asked, alters=alters)
-    if backend is None:
+    settings, choice = services.settings, services.router.choose(row.model, row.backend_asked, row.input)
+    if choice is None:
         raise Refused("not_retryable", f"The model {row.model} is no longer served here as it was asked for.")
     retried = life.retry(
         tx,
         job_id,
-        backend=backend,
-        sandbox=settings.is_sandbox(backend),
+        backend=choice.backend,
+        reason=choice.reason,
+        sandbox=settings.is_sandbox(choice.backend),
         request_id=g.request_id,
         max_wait_seconds=settings.max_wait_seconds,
     )
     if retried is not None:
         if retried.is_new:
-            services.depth.take_place(backend)  # a refusal takes the new job back
+            services.depth.take_place(choice.backend)  # a refusal takes the new job back
         return retried
     row = read_job(tx, job_id)  # as it stands now: it may have moved since
     assert row is not None
@@ -181,7 +181,7 @@ def _submit(services: Services, body: RootModel[Any]) -> _Found:
 
 def _once(services: Services, key: idempotency.Key | None, make: Callable[[Connection], life.Made]) -> _Found:
     """Make a job, or find the one that an earlier request with this key made."""
-    services.depth.look()
+    services.router.look()
     with services.database.write() as tx:
         first = idempotency.first_of(tx, key)
         made = make(tx) if first is None else None

@@ -5,13 +5,13 @@ from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from sqlalchemy import Connection, Integer, func, literal_column, select
 
-from api.forecast import present
 from api.openapi import KEY, answers
 from api.schemas import Breaker, NoQuery, Queue, QueueList
 from api.services import Services
 from shared import tallies
 from shared.breaker import Standing
 from shared.database import now
+from shared.load import present
 from shared.standing import is_status
 from shared.tables import Status, jobs
 

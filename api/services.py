@@ -7,6 +7,7 @@ from redis import Redis
 from api.auth import Keys
 from api.depth import Depth
 from api.forecast import Forecast
+from api.routing import Router
 from api.waiting import Waiting
 from shared.announcements import Announcer
 from shared.breaker import BreakerBoard
@@ -29,6 +30,7 @@ class Services:
     waiting: Waiting
     forecast: Forecast
     depth: Depth
+    router: Router
     keys: Keys
     progress: ProgressBoard
     breakers: BreakerBoard
@@ -42,5 +44,6 @@ class Services:
         self.inspector.close()
         self.bell.close()
         self.announcer.close()
+        self.router.close()
         self.redis.close()
         self.database.close()

@@ -18,7 +18,9 @@ from api.schemas import MAY_BE_FLOAT, STRICT, WITHOUT_NUL, MetadataKey, Metadata
 from api.services import Services
 from api.webhook_shapes import DEFAULT_EVENTS, Webhook, WebhookUrl
 from shared import jobs as life
+from shared import routing
 from shared.catalogue import DEFAULT_MODEL, MODELS, Model, Number, Text
+from shared.routing import AUTO
 
 #: Of all keys and values of one job's metadata, in UTF-8.
 MOST_METADATA_BYTES = 2048
@@ -28,6 +30,13 @@ def _bounded(metadata: dict[str, str]) -> dict[str, str]:
     if sum(len(text.encode()) for pair in metadata.items() for text in pair) > MOST_METADATA_BYTES:
         raise ValueError(f"must have at most {MOST_METADATA_BYTES} bytes in all keys and values")
     return metadata
+
+
+_BACKEND = (
+    "who makes it. `auto`: chosen by who is well, has room, and costs less, in this order; and chosen again while it "
+    "waits, if that one fails or is gone. The job's `routing` says who and why. A seed makes the same image again on "
+    "the same backend only: name one where that matters"
+)
 
 
 def _form_of(webhook: object) -> str | None:
@@ -99,7 +108,10 @@ def _shape(model: Model, backends: list[str], start: altering.Shape) -> type[Sub
         __cls_kwargs__={"json_schema_extra": altering.only_where_able(model, backends)},
         model=(Literal[model.name], default),  # type: ignore[arg-type]  # mypy knows no literals made at run time
         input=(inputs, ...),
-        backend=(Literal["auto", *backends], "auto"),  # type: ignore[arg-type, maybe-unrecognized-str-typeform]
+        backend=(
+            Literal[AUTO, *backends],  # type: ignore[arg-type]
+            Field(AUTO, description=_BACKEND),
+        ),
     )
 
 
@@ -121,8 +133,8 @@ def start_of(services: Services, body: RootModel[Any]) -> altering.Start | None:
     if not altering.has_image(submission.input):
         return None
     model = MODELS[submission.model]
-    if resolve(services, model.name, submission.backend, alters=True) is None:
-        able = [name for name in services.settings.backends if name in model.alters]
+    able = routing.able(services.settings.backends, model.name, {"image": "one"})
+    if submission.backend not in (AUTO, *able):
         said = f"The backend {submission.backend} can't alter images; {' and '.join(able)} can."
         raise invalid_field("#/backend", said)
     return altering.begin(services, model, submission.input)
@@ -131,11 +143,9 @@ def start_of(services: Services, body: RootModel[Any]) -> altering.Start | None:
 def submit(tx: Connection, services: Services, body: RootModel[Any], start: altering.Start | None = None) -> Row[Any]:
     """Make the job that a checked body asks for, and that starts from what `start_of` said of it."""
     submission: Submission = body.root
-    alters, settings = start is not None, services.settings
-    backend = resolve(services, submission.model, submission.backend, alters=alters)
-    assert backend is not None  # else the body would have been refused
-    services.depth.take_place(backend)
-    input = submission.input.model_dump() | ({} if start is None else start.said)
+    settings, input = services.settings, submission.input.model_dump() | ({} if start is None else start.said)
+    choice = services.router.place(submission.model, submission.backend, input)
+    assert choice is not None  # else the body would have been refused
     if "seed" in input and input["seed"] is None:
         # Drawn now, not by the backend: so every job can be made again.
         input["seed"] = secrets.randbelow(2**32)
@@ -144,10 +154,11 @@ def submit(tx: Connection, services: Services, body: RootModel[Any], start: alte
         project_id=g.project_id,
         model=submission.model,
         backend_asked=submission.backend,
-        backend=backend,
+        backend=choice.backend,
+        reason=choice.reason,
         input=input,
         metadata=submission.metadata,
-        sandbox=settings.is_sandbox(backend),
+        sandbox=settings.is_sandbox(choice.backend),
         deadline_seconds=submission.deadline_seconds,
         max_wait_seconds=settings.max_wait_seconds,
         webhook=_whole_webhook(submission.webhook),
@@ -160,13 +171,3 @@ def _whole_webhook(asked: str | Webhook | None) -> dict[str, Any] | None:
     if isinstance(asked, str):
         return {"url": asked, "events": list(DEFAULT_EVENTS)}
     return None if asked is None else asked.model_dump()
-
-
-def resolve(services: Services, model: str, asked: str, *, alters: bool = False) -> str | None:
-    """The backend whose queue a job waits in: the one asked for, else the first that serves the model. None: none.
-
-    `alters`: the job starts from an image, which not each of them can do.
-    """
-    entry = MODELS.get(model)
-    served = () if entry is None else entry.alters if alters else entry.backends
-    return next((name for name in services.settings.backends if name in served and asked in ("auto", name)), None)

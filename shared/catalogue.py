@@ -106,7 +106,15 @@ MODELS: Mapping[str, Model] = {
 
 DEFAULT_MODEL = next(iter(MODELS))
 
+#: The backends that somebody sends a bill for. A card of one's own is paid already.
+PAID = frozenset({"dataoorts"})
+
 
 def price_usd(model: str, prices: Mapping[str, Decimal]) -> Decimal:
     """What one image of this model costs: the operator's price, else the list price."""
     return prices.get(model, MODELS[model].price_usd)
+
+
+def cost(backend: str, model: str, prices: Mapping[str, Decimal]) -> int:
+    """What one image of this model costs when this backend makes it, in millionths of a dollar."""
+    return round(price_usd(model, prices) * 1_000_000) if backend in PAID else 0

@@ -33,6 +33,9 @@ EVENT_OF: Mapping[Status, EventType] = {
     Status.canceled: EventType.job_canceled,
     Status.expired: EventType.job_expired,
 }
+#: The reason of an event that tells of a job queued before: it waits for another backend now.
+REROUTED = "rerouted"
+
 _STATUS_OF = {event: status for status, event in EVENT_OF.items()}
 
 #: What a job ends with, and what a receiver is told when it asked for nothing in particular.
@@ -48,7 +51,7 @@ class Event(BaseModel):
     timestamp: Moment
     sequence: int = Field(description="its place among the events of its job or endpoint, from 1")
     number: int | None = Field(description="its place in the project's feed; null for a moment after it happened")
-    reason: str | None = Field(description="why a job is in the queue again")
+    reason: str | None = Field(description="why a job is in the queue again; `rerouted`: for another backend")
     data: Job | dict[str, Any] = Field(description="the job as it stood then; of an endpoint's event, the endpoint")
 
 
@@ -77,6 +80,7 @@ def _as_it_was(event: Row[Any], job: Row[Any], base_url: str) -> Job:
             "status": status,
             "sequence": event.sequence,
             "attempts": event.data["attempts"],
+            "routing": now.routing[: event.data.get("routed", 1)],
             "error": None,
             "image": None,
             "warnings": [],

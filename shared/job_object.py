@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, PlainSerializer, WithJsonSchema
 from sqlalchemy import Row, Select, func, select
 
 from shared.progress import Progress
+from shared.routing import RoutingReason
 from shared.tables import Billed, Outcome, Status, attempts, jobs
 
 #: What the attempts of a job cost, in millionths of a dollar. What is unknown counts in full.
@@ -64,6 +65,18 @@ class Urls(BaseModel):
     cancel: str
 
 
+class Routing(BaseModel):
+    """One choice of the backend that a job waits for."""
+
+    backend: str
+    reason: RoutingReason = Field(
+        description="`asked`: it was named. `only_one`: no other can do it. `breaker_open`, `no_worker`, "
+        "`failed_elsewhere`: what is the matter with the other one. `has_room`: at the other it would have to wait; "
+        "`soonest`: so it would anywhere, and here for the shortest time. `cheapest`; `first`: in the operator's order"
+    )
+    at: Moment
+
+
 class Job(BaseModel):
     """One request for one image, and everything that becomes of it."""
 
@@ -72,11 +85,16 @@ class Job(BaseModel):
     status: Status
     sequence: int = Field(description="grows by one at every event of the job")
     model: str
-    backend: str = Field(description="as asked for; the attempts tell which was used")
+    backend: str = Field(description="as asked for; `routing` tells who it waits for, the attempts who tried")
+    routing: list[Routing] = Field(
+        description="the choices of its backend, the latest last: more than one if it was moved on, which happens to "
+        "jobs of `auto` alone, while they wait"
+    )
     sandbox: bool
     input: dict[str, Any] = Field(
-        description="as submitted, with defaults filled in and the seed that is used. Of `image` and `mask` there is "
-        "what they are: content_type, width, height, bytes, sha256, and `job` where it was a job's"
+        description="as submitted, with defaults filled in and the seed that is used. A seed means the same image on "
+        "the same backend only. Of `image` and `mask` there is what they are: content_type, width, height, bytes, "
+        "sha256, and `job` where it was a job's"
     )
     queue_position: int | None = Field(
         description="a hint: 1 is claimed next; null if it does not wait to be claimed or is far behind, in lists, "
@@ -111,6 +129,7 @@ def job_object(row: Row[Any], cost: int, position: int | None, base_url: str, pr
         sequence=row.sequence,
         model=row.model,
         backend=row.backend_asked,
+        routing=[Routing.model_validate({"at": row.created_at} | choice) for choice in row.routing or ()],
         sandbox=row.sandbox,
         input=row.input,
         queue_position=position,

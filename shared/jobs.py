@@ -4,6 +4,7 @@
                 ^                    |------ fail -----> failed               ends a job that is queued or running
                 '-- requeue, release, rescue    cancel: ends a job that is queued or running
     queued -- too old: expire --> expired (never tried) | failed, gave_up (tried)
+    queued -- reroute --> queued, for another backend
 
 Every move is one guarded UPDATE: it names the statuses it may leave and, for a worker's own moves, the fence that
 its claim was given. Zero rows is an answer: somebody else decided; the move returns None or False and nothing
@@ -21,9 +22,12 @@ from sqlalchemy import Connection, Row, select
 
 from shared import inputs, moves
 from shared.errors import JobErrorCode
+from shared.events import REROUTED
 from shared.ids import new_id
 from shared.image_store import Image
 from shared.inputs import Input
+from shared.job_object import rfc3339
+from shared.routing import AUTO, RoutingReason
 from shared.tables import Billed, Outcome, Status, jobs
 
 #: How far down the queue a claim looks for jobs that go with those in hand.
@@ -71,6 +75,7 @@ class Claim:
     refusals: int
     crashes: int
     request_id: str | None = None
+    asked: str = AUTO  # whom it was submitted to
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,7 @@ def submit(
     model: str,
     backend_asked: str,
     backend: str,
+    reason: RoutingReason,
     input: Mapping[str, Any],
     metadata: Mapping[str, str],
     sandbox: bool,
@@ -100,8 +106,9 @@ def submit(
 ) -> Row[Any]:
     """Accept a job: from the commit of this transaction on it is ours, whatever becomes of Redis. Returns its row.
 
-    `webhook`: {url, events}, who is told of it beside the project's endpoints. `request_id`: of the request that it
-    came with, for the logs of whoever works at it. `starts_from`: what `input` describes, kept with the job.
+    `reason`: why it waits for this backend. `webhook`: {url, events}, who is told of it beside the project's endpoints.
+    `request_id`: of the request that it came with, for the logs of whoever works at it. `starts_from`: what `input`
+    describes, kept with the job.
     """
     job = tx.execute(
         moves.SUBMIT,
@@ -111,6 +118,7 @@ def submit(
             "model": model,
             "backend_asked": backend_asked,
             "backend": backend,
+            "routing": [{"backend": backend, "reason": reason}],
             "input": dict(input),
             "metadata": dict(metadata),
             "sandbox": sandbox,
@@ -175,7 +183,8 @@ def claim(
             }
             tx.execute(moves.BEGIN_ATTEMPT, attempt)
             so_far = (job.failures, job.refusals, job.crashes)
-            claims.append(Claim(job.id, job.fence, job.attempts, job.model, job.input, *so_far, job.request_id))
+            rest = job.request_id, job.backend_asked
+            claims.append(Claim(job.id, job.fence, job.attempts, job.model, job.input, *so_far, *rest))
         if not passed_by:
             break
     return claims
@@ -237,8 +246,33 @@ def cancel(tx: Connection, job_id: str) -> bool:
     return moves.CANCEL.make(tx, job_id) is not None
 
 
+def reroute(tx: Connection, job_id: str, *, source: str, target: str, reason: RoutingReason, sandbox: bool) -> bool:
+    """A job that waits for one backend waits for another from now on, and may be claimed at once.
+
+    Its place in the queue, its fence and what is counted of it stay. `sandbox`: whether the other is the sandbox.
+    """
+    seen = tx.execute(moves.ROUTED, {"its_id": job_id}).one()
+    # Made by an older version: nobody wrote down why it waited here.
+    so_far = seen.routing or [{"backend": source, "reason": RoutingReason.first}]
+    given = {
+        "its_backend": source,
+        "its_sequence": seen.sequence,
+        "backend": target,
+        "routing": [*so_far, {"backend": target, "reason": reason, "at": rfc3339(seen.now)}],
+        "sandbox": sandbox,
+    }
+    return moves.REROUTE.make(tx, job_id, reason=REROUTED, **given) is not None
+
+
 def retry(
-    tx: Connection, job_id: str, *, backend: str, sandbox: bool, max_wait_seconds: float, request_id: str | None = None
+    tx: Connection,
+    job_id: str,
+    *,
+    backend: str,
+    reason: RoutingReason,
+    sandbox: bool,
+    max_wait_seconds: float,
+    request_id: str | None = None,
 ) -> Made | None:
     """Submit an ended job again, with the same input, seed and image. While one such is open, it is that one.
 
@@ -258,6 +292,7 @@ def retry(
         model=job.model,
         backend_asked=job.backend_asked,
         backend=backend,
+        reason=reason,
         input=job.input,
         metadata=job.metadata,
         sandbox=sandbox,

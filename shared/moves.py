@@ -118,6 +118,16 @@ REQUEUE = _move(
     **_LET_GO,
 )
 RELEASE = _move(Status.queued, allowed=(Status.running,), fenced=True, **_LET_GO)
+#: `sequence` too: so `routing` is what was read, and one entry longer.
+REROUTE = _move(
+    Status.queued,
+    jobs.c.backend == bindparam("its_backend"),
+    jobs.c.sequence == bindparam("its_sequence"),
+    allowed=(Status.queued,),
+    fenced=False,
+    ready=True,
+    ready_at=None,
+)
 CANCEL = _move(Status.canceled, allowed=_OPEN, fenced=False, **_ENDED)
 RESCUE = _move(
     Status.queued,
@@ -155,6 +165,7 @@ NEXT = (
     .limit(bindparam("at_most", type_=Integer))
     .with_for_update(skip_locked=True, of=jobs)
 )
+ROUTED = select(jobs.c.sequence, jobs.c.routing, now().label("now")).where(jobs.c.id == bindparam("its_id"))
 #: `held`: pairs of (id, fence).
 RENEW = (
     update(jobs)
@@ -209,7 +220,7 @@ CLOSE_ATTEMPT = (
 
 
 def record(tx: Connection, job: Row[Any], status: Status, data: dict[str, Any]) -> None:
-    """The event of a move: with `attempts` and `error` as they stood, which a later move may change."""
+    """The event of a move: with what a later move may change, as it stood. `routed`: how often it was routed."""
     tx.info["moved"].append(job.id)
     tx.execute(
         _RECORD,
@@ -219,6 +230,12 @@ def record(tx: Connection, job: Row[Any], status: Status, data: dict[str, Any]) 
             "project_id": job.project_id,
             "sequence": job.sequence,
             "type": EVENT_OF[status],
-            "data": {"attempts": job.attempts, "error": job.error, **data},
+            "data": {
+                "attempts": job.attempts,
+                "error": job.error,
+                "backend": job.backend,
+                "routed": len(job.routing or ()),
+                **data,
+            },
         },
     )

@@ -130,7 +130,9 @@ jobs = Table(
     Column("model", String(100), nullable=False),
     Column("backend_asked", String(20), nullable=False),  # as submitted: `auto` or a name
     Column("backend", String(20), nullable=False),  # the resolved one: whose queue it waits in
-    Column("routing", _JSON),  # each choice of it in turn: {backend, reason, at}; null: made by an older version
+    Column(
+        "routing", _JSON
+    ),  # its choices: {backend, reason, at}, of the first at created_at; null: an older version's
     Column("sandbox", Boolean, nullable=False),
     Column("input", _JSON, nullable=False),
     Column("metadata", _JSON, nullable=False),

@@ -12,6 +12,7 @@ from shared.database import Database
 from shared.ids import new_id
 from shared.image_store import Image
 from shared.jobs import Claim, Terms
+from shared.routing import RoutingReason
 from shared.tables import Billed, Outcome
 from shared.tables import jobs as table
 
@@ -23,12 +24,16 @@ SUBMISSION: Mapping[str, Any] = {
     "model": "m",
     "backend_asked": "auto",
     "backend": "dataoorts",
+    "reason": RoutingReason.first,
     "input": {"prompt": "a red fox"},
     "metadata": {},
     "sandbox": True,
     "deadline_seconds": None,
     "max_wait_seconds": 3600,
 }
+
+#: Of these, what a retry decides anew.
+AGAIN = ("backend", "reason", "sandbox", "max_wait_seconds")
 
 
 def submit(database: Database, **changes: Any) -> Row[Any]:

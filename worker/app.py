@@ -101,11 +101,12 @@ class Worker:
                 backend=backend,
                 leases=self.leases,
                 worker=self.name,
-                prices=_prices(backend.name, wanted),
+                prices={name: catalogue.cost(backend.name, name, wanted.prices) for name in catalogue.MODELS},
                 max_attempts=wanted.max_attempts,
                 max_crashes=wanted.max_crashes,
                 lease_seconds=wanted.lease_seconds,
                 stopping=self.stopping,
+                others=[name for name in wanted.backends if name != backend.name],
                 spool=self.spools[backend.name],
                 breaker=SharedBreaker(
                     backend.name, for_breakers, closed=partial(self.bell.ring, backend.name, tickets.ENOUGH)
@@ -214,12 +215,6 @@ def _spool(folder: Path) -> Spool:
         return Spool(folder)
     except OSError as error:
         _refuse(f"DARKROOM_SPOOL: received pictures can't be written to {folder} ({error})")
-
-
-def _prices(backend: str, wanted: Settings) -> dict[str, int]:
-    if backend == Diffusers.name:
-        return dict.fromkeys(catalogue.MODELS, 0)  # nobody sends a bill for a card of one's own
-    return {name: round(catalogue.price_usd(name, wanted.prices) * 1_000_000) for name in catalogue.MODELS}
 
 
 def _look_around(worker: Worker, wanted: Settings) -> None:

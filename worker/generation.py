@@ -5,17 +5,18 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
-from shared import inputs, jobs, logs
+from shared import inputs, jobs, logs, routing
 from shared.database import AWAY, Database
 from shared.image_store import ImageStore
 from shared.jobs import Claim, JobError, Terms
 from shared.progress import Report
+from shared.routing import AUTO
 from shared.tables import Billed, Outcome
 from worker import retry
 from worker.backends.base import Backend, Failure, Kind, Picture, Request, Unjudged
@@ -57,6 +58,7 @@ class Generation:
         max_crashes: int,
         lease_seconds: float,
         stopping: threading.Event,
+        others: Sequence[str] = (),
         spool: Spool | None = None,
         breaker: SharedBreaker | None = None,
         may_claim: Callable[[], bool] = lambda: True,
@@ -66,10 +68,10 @@ class Generation:
     ) -> None:
         """`prices`: millionths of a dollar an image, by model. `stopping`: set once the process was asked to stop.
 
-        `spool`: where pictures are safe as soon as they are received; None: nowhere. `breaker`: the backend's, asked
-        before a claim; None: one of this process alone. `may_claim`: asked too, about what is not the backend's.
-        `more`: called with how many jobs were claimed when there may be more. `tell`: how far a job is.
-        `slots`: what is told of each step.
+        `others`: the backends that are in use beside this one. `spool`: where pictures are safe as soon as they are
+        received; None: nowhere. `breaker`: the backend's, asked before a claim; None: one of this process alone.
+        `may_claim`: asked too, about what is not the backend's. `more`: called with how many jobs were claimed when
+        there may be more. `tell`: how far a job is. `slots`: what is told of each step.
         """
         self._database = database
         self._closing = Closing(database, images)
@@ -83,6 +85,7 @@ class Generation:
         self._breaker = breaker or SharedBreaker(backend.name)
         self._permits: dict[tuple[str, int], Permit] = {}
         self._max_attempts = max_attempts
+        self._others = others
         self._stopping = stopping
         self._keep = spool.keep if spool is not None else Entry
         self._may_claim = may_claim
@@ -224,6 +227,7 @@ class Generation:
             jitter=random.random(),
             excused=excused,
             open_for=verdict.open_for,
+            elsewhere=claim.asked == AUTO and bool(routing.able(self._others, claim.model, claim.input)),
         )
 
         def move(tx: Connection) -> None:

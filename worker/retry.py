@@ -27,6 +27,9 @@ job (an outage begins with one). So an outage burns no attempt; a job that fails
 try more.
 What may have to be paid always counts: each job has at most max_attempts such bills, however long an outage is.
 
+Where another backend may do the job (`elsewhere`), its pause is TURN at least: in it the sweep moves the job there, if
+that backend is well (worker/rerouting.py).
+
 While the breaker is open, its pause takes the place of a shorter one. A job that failed comes back a little after it,
 so that the next probe is another job: else one that always fails could keep the breaker open.
 """
@@ -42,7 +45,7 @@ LONGEST_PAUSE = 60.0
 OPERATOR_PAUSE = 60.0
 RETRY_AFTER_BOUNDS = (1.0, 900.0)
 SPREAD = 0.1  # of a pause that somebody asked for
-TURN = 2.0  # seconds: after a failed probe another job has so much time to be the next one
+TURN = 2.0  # seconds: so long others have their turn after a failure: another job as probe, another backend
 
 
 @dataclass(frozen=True)
@@ -94,30 +97,30 @@ def decide(
     *,
     excused: bool = False,
     open_for: float | None = None,
+    elsewhere: bool = False,
 ) -> Retry | Fail:
     """The table above.
 
     `failures`: the job's failures that count, this one included if it does. `not_accepted_in_a_row`: how many of its
     last tries in a row did not count, this one included if it does not. `retry_after`: seconds, as asked by the
     backend. `jitter`: 0 to below 1. `excused`: as said above. `open_for`: seconds until the breaker's next probe; None:
-    it is closed.
+    it is closed. `elsewhere`: whether another backend may do the job.
     """
     if kind in FINAL:
         return FINAL[kind]
+    if kind == Kind.canceled:
+        return Retry(0, counts=False)
+    shortest = TURN if elsewhere else 0.0
     asked = _asked(retry_after, jitter)
     if open_for is not None:
         asked = max(asked, open_for * (1 + SPREAD * jitter) + (TURN if kind == Kind.transient else 0))
     if counts(kind, excused):
         if failures >= max_attempts:
             return COUNTED[kind]
-        return Retry(max(jitter * _ceiling(failures), asked), counts=True)
-    if kind == Kind.canceled:
-        return Retry(0, counts=False)
+        return Retry(max(jitter * _ceiling(failures), asked, shortest), counts=True)
     if kind in WAITS_FOR_AN_OPERATOR:
         return Retry(max(OPERATOR_PAUSE * (1 + SPREAD * jitter), asked), counts=False)
-    if asked:
-        return Retry(asked, counts=False)
-    return Retry(_ceiling(not_accepted_in_a_row) * (1 + jitter) / 2, counts=False)
+    return Retry(max(asked or _ceiling(not_accepted_in_a_row) * (1 + jitter) / 2, shortest), counts=False)
 
 
 def _ceiling(times: int) -> float:

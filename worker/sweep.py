@@ -31,6 +31,7 @@ from shared.tables import idempotency_keys as keys
 from shared.tables import jobs as table
 from worker import presence, tallying
 from worker.feed import AT_MOST, Feed, FeedClerk
+from worker.rerouting import Rerouting
 from worker.watchdog import Watchdog
 
 log = logging.getLogger("worker.sweep")
@@ -68,10 +69,14 @@ class Sweep:
         *,
         max_crashes: int,
         breakers: BreakerBoard | None = None,
+        rerouting: Rerouting | None = None,
         clock: Callable[[], float] = time.monotonic,
         present: Callable[[Connection], None] | None = None,
     ) -> None:
-        """`present`: writes that the sweep is there; `turns` says how often it went on."""
+        """`rerouting`: moves jobs on to other backends; None: there is one. `present`: writes that the sweep is there.
+
+        `turns` says how often it went on.
+        """
         self._database = database
         self._images = images
         self._bell = bell
@@ -83,6 +88,7 @@ class Sweep:
         self._shown_at = -math.inf
         self.turns = 0
         self._breakers = breakers
+        self._rerouting = rerouting
         self._standings: dict[str, Standing | None] = {}
         self._lapsed: dict[Lapsed, float] = {}
         self._lapsed_sending: dict[Lapsed, float] = {}
@@ -94,6 +100,7 @@ class Sweep:
         repairs = (
             self.rescue_lapsed,
             self.expire_too_old,
+            self.reroute,
             self.ready_what_is_due,
             self.close_abandoned_attempts,
             self.forget_unpointed_images,
@@ -182,6 +189,14 @@ class Sweep:
         """Jobs that waited longer than they may. Two questions, so that each finds its index."""
         too_long = self._each_queued(table.c.queue_until, jobs.expire)
         return self._each_queued(table.c.deadline_at, jobs.expire, NEVER_TRIED) or too_long
+
+    def reroute(self) -> bool:
+        """Jobs of `auto` that wait for a backend which fails, or which nobody works for, while another is well."""
+        if self._rerouting is None:
+            return False
+        moved, more = self._rerouting.round(self._go_on)
+        self._repaired += moved
+        return more
 
     def ready_what_is_due(self) -> bool:
         """Jobs whose pause is over."""
@@ -333,6 +348,16 @@ def main() -> None:
     feed = Feed(database, lambda planned: bell.ring(tickets.DELIVERIES, planned))
     images = open_image_store(wanted.image_store, database)
     name = presence.own_name()
+    breakers = BreakerBoard(client(wanted))
+    rerouting = Rerouting(
+        database,
+        wanted.backends,
+        breakers,
+        prices=wanted.prices,
+        is_sandbox=wanted.is_sandbox,
+        lease_seconds=wanted.lease_seconds,
+        clock=time.monotonic,
+    )
     sweep = Sweep(
         database,
         images,
@@ -341,7 +366,8 @@ def main() -> None:
         feed,
         max_crashes=wanted.max_crashes,
         present=lambda tx: presence.show(tx, name, SWEEP, 0, None),
-        breakers=BreakerBoard(client(wanted)),
+        breakers=breakers,
+        rerouting=rerouting,
     )
     watchdog = Watchdog(turns=lambda: sweep.turns, stopping=stop)
     clerk = FeedClerk(feed, lambda heard: Listener(client(wanted), heard))

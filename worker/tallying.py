@@ -13,7 +13,7 @@ from sqlalchemy import Column, ColumnElement, Connection, Row, Table, select, tu
 
 from shared import tallies
 from shared.database import Database
-from shared.events import EVENT_OF, EventType
+from shared.events import EVENT_OF, REROUTED, EventType
 from shared.standing import TERMINAL
 from shared.tables import Billed, Outcome, Status, TryOutcome, attempts, deliveries, delivery_tries, jobs
 from shared.tallies import Series
@@ -32,7 +32,8 @@ def of_events(tx: Connection, numbered: Sequence[Row[Any]]) -> None:
     moves = [event for event in numbered if event.type in _STATUS_OF]
     if not moves:
         return
-    of_them = select(jobs.c.id, jobs.c.backend, jobs.c.created_at, jobs.c.started_at, jobs.c.completed_at)
+    times = jobs.c.created_at, jobs.c.started_at, jobs.c.completed_at
+    of_them = select(jobs.c.id, jobs.c.backend, jobs.c.routing, *times)
     found = tx.execute(of_them.where(jobs.c.id.in_({event.subject_id for event in moves})))
     rows: dict[str, Any] = {row.id: row for row in found}
     amounts: Counter[Series] = Counter()
@@ -43,16 +44,20 @@ def of_events(tx: Connection, numbered: Sequence[Row[Any]]) -> None:
 
 def _of_move(event: Row[Any], job: Any) -> dict[Series, int]:
     """The job's row may have moved on since: only what never changes again is read from it."""
-    to = _STATUS_OF[EventType(event.type)]
+    to, backend = _STATUS_OF[EventType(event.type)], event.data.get("backend", job.backend)
+    reroutes = max(event.data.get("routed", 1) - 1, 0)
     if to == Status.queued:
-        queued: dict[Series, int] = {("queued", job.backend): 1}
+        queued: dict[Series, int] = {("queued", backend): 1}
+        if event.data.get("reason") == REROUTED:
+            return queued | {("queued", job.routing[reroutes - 1]["backend"]): -1}
         return queued | ({("jobs_submitted",): 1} if event.sequence == 1 else {})
-    # A job is queued by its first move, running or ended by its second, and so on: every even one leaves the queue.
-    left: dict[Series, int] = {("queued", job.backend): -1} if event.sequence % 2 == 0 else {}
+    # But for reroutes, a job is queued by its first move, running or ended by its second, and so on: every even one
+    # leaves the queue.
+    left: dict[Series, int] = {("queued", backend): -1} if (event.sequence - reroutes) % 2 == 0 else {}
     if to in TERMINAL:
         return left | {("jobs_ended", to): 1} | tallies.took(("time_to_end", to), job.created_at, job.completed_at)
     if event.data["attempts"] == 1:
-        return left | tallies.took(("time_to_start", job.backend), job.created_at, job.started_at)
+        return left | tallies.took(("time_to_start", backend), job.created_at, job.started_at)
     return left
 
 

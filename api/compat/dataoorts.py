@@ -109,7 +109,7 @@ def _serve(services: Services, call: Call, submission: RootModel[Any]) -> Respon
     has_seed = getattr(call.data, "seed", None) is not None
     derived = repeats.key_of(g.project_id, submission.model_dump(mode="json"))
     key = asked or derived
-    services.depth.look()
+    services.router.look()
     with services.database.write() as tx:
         first = idempotency.first_of(tx, asked) if asked else repeats.first_of(tx, derived, has_seed=has_seed)
         made = submit(tx, services, submission) if first is None else None

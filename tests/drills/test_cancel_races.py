@@ -33,7 +33,7 @@ from shared.standing import TERMINAL
 from shared.tables import Billed, Outcome, Status, attempts, events, images
 from shared.tables import jobs as table
 from shared.tickets import Bell
-from tests.lives import PRICES, SUBMISSION, job_row
+from tests.lives import AGAIN, PRICES, SUBMISSION, job_row
 from worker.backends.base import Backend, Canceled, Failure, Kind, Picture, Request
 from worker.backends.dataoorts import Dataoorts
 from worker.feed import Feed
@@ -446,7 +446,7 @@ class Race:
     def _retry(self, chance: random.Random) -> None:
         job_id = self._some_job(chance)
         with self._clients.write() as tx:
-            made = jobs.retry(tx, job_id, backend="dataoorts", sandbox=True, max_wait_seconds=3600)
+            made = jobs.retry(tx, job_id, **{name: SUBMISSION[name] for name in AGAIN})
         if made is not None and made.is_new:
             self.ids.append(made.job.id)
 

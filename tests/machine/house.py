@@ -22,7 +22,7 @@ from shared.database import AWAY, Database
 from shared.image_store import DatabaseImageStore
 from shared.jobs import Claim
 from shared.tables import Billed, metadata
-from tests.lives import PRICES, SUBMISSION
+from tests.lives import AGAIN, PRICES, SUBMISSION
 from tests.machine.promises import Promises
 from tests.machine.stepping import Answer, Died, Fate, Hand, Turn, step
 from worker.backends.base import Canceled, Capabilities, Failure, Kind, Picture, Progress, Request, Unjudged
@@ -539,7 +539,7 @@ class House(logging.Handler):
     def submits_again(self, job_id: str) -> None:
         self.time_passes(0.001)
         with self.database.write() as tx:
-            jobs.retry(tx, job_id, backend=BACKEND, sandbox=True, max_wait_seconds=SUBMISSION["max_wait_seconds"])
+            jobs.retry(tx, job_id, **{name: SUBMISSION[name] for name in AGAIN})
 
     def time_passes(self, seconds: float) -> None:
         self.clock.own += seconds

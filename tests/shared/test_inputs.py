@@ -1,6 +1,7 @@
 """What jobs start from: kept, copied and removed with them, on both databases."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -9,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from shared import inputs, jobs
 from shared.database import Database
 from shared.inputs import Input
+from shared.routing import RoutingReason
 from shared.tables import inputs as table
 from shared.tables import jobs as jobs_table
 from tests.lives import claim_one, ended, submit
@@ -37,6 +39,9 @@ def test_they_are_kept_as_they_came_with_what_is_known_of_them(database: Databas
     assert kept(database, submit(database).id) == {}
 
 
+AGAIN: Any = {"backend": "dataoorts", "sandbox": True, "max_wait_seconds": 60}
+
+
 def test_no_job_no_inputs(database: Database) -> None:
     """They are the job's own transaction."""
     broken = replace(MASK, content_type=None)  # type: ignore[arg-type]
@@ -50,10 +55,10 @@ def test_a_job_that_is_submitted_again_has_its_own(database: Database) -> None:
     first, other = submit(database, starts_from=(IMAGE, MASK)), submit(database, starts_from=(MASK,))
     canceled(database, first.id)
     with database.write() as tx:
-        again = jobs.retry(tx, first.id, backend="dataoorts", sandbox=True, max_wait_seconds=60)
+        again = jobs.retry(tx, first.id, reason=RoutingReason.first, **AGAIN)
     assert again is not None and again.is_new
     with database.write() as tx:
-        twice = jobs.retry(tx, first.id, backend="dataoorts", sandbox=True, max_wait_seconds=60)
+        twice = jobs.retry(tx, first.id, reason=RoutingReason.first, **AGAIN)
     assert twice is not None and twice.job.id == again.job.id
     with database.write() as tx:
         assert jobs.remove_data(tx, first.id)

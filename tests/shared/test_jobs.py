@@ -13,6 +13,7 @@ from shared import jobs, standing
 from shared.database import Database, now
 from shared.errors import JobErrorCode
 from shared.jobs import Claim, JobError
+from shared.routing import RoutingReason
 from shared.tables import Billed, Outcome, Status, attempts, events
 from shared.tables import jobs as table
 from tests.lives import PRICES, TERMS, an_image, claim_one, ended, job_row, many, plan, submit
@@ -463,7 +464,8 @@ def test_a_canceled_job_is_not_claimed(database: Database) -> None:
 
 def retry(database: Database, job_id: str) -> jobs.Made | None:
     with database.write() as tx:
-        return jobs.retry(tx, job_id, backend="dataoorts", sandbox=True, max_wait_seconds=60)
+        reason = RoutingReason.first
+        return jobs.retry(tx, job_id, backend="dataoorts", reason=reason, sandbox=True, max_wait_seconds=60)
 
 
 def test_a_retry_is_a_new_job_with_the_same_input_and_while_it_is_open_the_same_one(database: Database) -> None:

@@ -72,6 +72,16 @@ def test_the_pauses_after_counted_failures_double_with_full_jitter_up_to_a_minut
     assert pause(Kind.transient, jitter=0) == 0
 
 
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind != Kind.canceled])
+def test_where_another_backend_may_do_it_no_pause_is_too_short_to_move_it_there(kind: Kind) -> None:
+    for jitter, retry_after in ((0.0, None), (0.5, 1.0), (0.9, 30.0)):
+        alone = decide(kind, 1, 3, 1, retry_after, jitter)
+        beside = decide(kind, 1, 3, 1, retry_after, jitter, elsewhere=True)
+        if isinstance(alone, Retry):
+            alone = Retry(max(alone.after_seconds, TURN), alone.counts)
+        assert beside == alone
+
+
 @pytest.mark.parametrize("kind", [Kind.rate_limited, Kind.not_accepted])
 def test_the_pauses_after_uncounted_failures_double_and_are_never_under_half_of_that(kind: Kind) -> None:
     for in_a_row, ceiling in ((1, 2), (2, 4), (3, 8), (6, 60), (100_000, 60)):

@@ -15,14 +15,16 @@ from shared.database import Database, now
 from shared.deliveries import Result
 from shared.errors import JobErrorCode
 from shared.jobs import JobError
+from shared.routing import RoutingReason
 from shared.tables import Billed, Outcome, Status, TryOutcome, attempts, delivery_tries, projects
 from shared.tables import deliveries as delivery_rows
 from shared.tables import jobs as table
 from shared.tallies import Series
-from tests.lives import TERMS, an_image, claim_one, ended, plan, submit
+from tests.lives import TERMS, an_image, claim_one, ended, job_row, plan, submit
 from worker import tallying
 from worker.feed import Feed
 
+BACKENDS = ("dataoorts", "diffusers")
 WEBHOOK = {"url": "https://hooks.example/x", "events": ["job.succeeded"]}
 
 
@@ -43,12 +45,22 @@ def tally(database: Database) -> None:
         pass
 
 
+def moved_on(database: Database, job_id: str) -> None:
+    """To the other backend, if it waits."""
+    source = job_row(database, job_id).backend
+    [target] = set(BACKENDS) - {source}
+    with database.write() as tx:
+        jobs.reroute(tx, job_id, source=source, target=target, reason=RoutingReason.breaker_open, sandbox=False)
+
+
 def some_life(database: Database, dice: random.Random) -> None:
     """One job that moves about: any of its moves, in any order that is allowed."""
     job = submit(database, webhook=WEBHOOK)
     for _ in range(dice.randint(0, 4)):
+        if dice.random() < 0.4:
+            moved_on(database, job.id)
         with database.write() as tx:
-            claims = jobs.claim(tx, "dataoorts", TERMS)
+            claims = jobs.claim(tx, dice.choice(BACKENDS), TERMS)
             for claim in claims:
                 match dice.randrange(6):
                     case 0:
@@ -87,22 +99,25 @@ def as_it_stands(database: Database) -> dict[Series, int]:
             query = select(*columns, func.count()).group_by(*columns)
             return Counter({tuple(row[:-1]): row[-1] for row in connection.execute(query)})
 
-        standing, ends = by(table.c.status), by(attempts.c.outcome)
+        standing, ends = by(table.c.status), by(attempts.c.backend, attempts.c.outcome)
+        queued = by(table.c.status, table.c.backend)
         closed = attempts.c.outcome != Outcome.running
-        spend = select(func.sum(attempts.c.price)).where(closed, attempts.c.billed != Billed.no)
-        unknown = select(func.count()).where(closed, attempts.c.billed == Billed.unknown)
         found: Counter[Series] = Counter({("jobs_submitted",): standing.total()})
-        found["queued", "dataoorts"] = standing[Status.queued,]
         for status in ("succeeded", "failed", "canceled", "expired"):
             found["jobs_ended", status] = standing[status,]
-        for outcome in ("succeeded", "failed", "unknown", "canceled"):
-            found["attempts", "dataoorts", outcome] = ends[outcome,]
+        for backend in BACKENDS:
+            here = attempts.c.backend == backend, closed
+            spend = select(func.sum(attempts.c.price)).where(*here, attempts.c.billed != Billed.no)
+            unknown = select(func.count()).where(*here, attempts.c.billed == Billed.unknown)
+            found["queued", backend] = queued[Status.queued, backend]
+            found["spend", backend] = connection.scalar(spend) or 0
+            found["billed_unknown", backend] = connection.scalar(unknown) or 0
+            for outcome in ("succeeded", "failed", "unknown", "canceled"):
+                found["attempts", backend, outcome] = ends[backend, outcome]
         for (outcome,), count in by(delivery_tries.c.outcome).items():
             found["tries", outcome] = count if outcome != TryOutcome.running else 0
         for (status,), count in by(delivery_rows.c.status).items():
             found["deliveries", status] = count
-        found["spend", "dataoorts"] = connection.scalar(spend) or 0
-        found["billed_unknown", "dataoorts"] = connection.scalar(unknown) or 0
     return {series: amount for series, amount in found.items() if amount}
 
 
@@ -129,6 +144,23 @@ def test_tallies_are_what_a_count_of_all_rows_would_say(database: Database, *, o
 
 class Killed(Exception):
     pass
+
+
+def test_a_job_that_was_moved_on_is_counted_where_it_waits_however_late_it_is_tallied(database: Database) -> None:
+    for often in (True, False):
+        job = submit(database)
+        for count in range(3):
+            moved_on(database, job.id)
+            if often:
+                tally(database)
+                assert tallied(database)["queued", BACKENDS[(count + 1) % 2]] == 1
+        with database.write() as tx:
+            [claim] = jobs.claim(tx, "diffusers", TERMS)
+        ended(database, claim)
+        tally(database)
+        assert {series for series in tallied(database) if series[0] == "queued"} == set()
+    assert without_times(tallied(database)) == as_it_stands(database)
+    assert {series[1] for series in tallied(database) if series[0] == "time_to_start"} == {"diffusers"}
 
 
 def test_who_is_killed_before_the_commit_has_counted_nothing_and_the_next_counts_once(
