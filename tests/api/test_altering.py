@@ -4,6 +4,7 @@ import hashlib
 import json
 import threading
 import tracemalloc
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_a_strength_is_filled_in_and_a_mask_is_not(api: Caller, services: Servic
 @on_sqlite
 @pytest.mark.parametrize("none", [{}, {"image": None, "mask": None, "strength": None}])
 def test_a_job_without_an_image_is_as_it_always_was(api: Caller, services: Services, none: dict[str, Any]) -> None:
-    job = altered(api, **none)
+    job = altered(api, backend="dataoorts", **none)
     assert set(job["input"]) == {"prompt", "negative_prompt", "width", "height", "num_steps", "guidance", "seed"}
     assert job["input"]["width"] == 512 and kept(services, job["id"]) == {}
     assert job_row(services.database, job["id"]).backend == "dataoorts"
@@ -154,7 +155,7 @@ def test_the_picture_of_an_earlier_job_is_copied_with_what_is_known_of_it(
     inspector: Inspector,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first = submit()
+    first = submit(backend="dataoorts")
     worker.succeed(worker.claim())
 
     def judge(data: bytes) -> None:
@@ -170,7 +171,7 @@ def test_the_picture_of_an_earlier_job_is_copied_with_what_is_known_of_it(
 
 @on_sqlite
 def test_the_picture_of_an_earlier_job_takes_a_mask_of_its_size(api: Caller, submit: Submit, worker: Worker) -> None:
-    first = submit()
+    first = submit(backend="dataoorts")
     worker.succeed(worker.claim())
     assert altered(api, image=first["id"], mask=b64(whole("PNG", 640, 480, "L")))["input"]["mask"]["width"] == 640
 
@@ -197,9 +198,8 @@ def test_a_job_that_is_submitted_again_has_its_own(api: Caller, services: Servic
 def test_a_job_is_not_submitted_again_where_no_backend_alters_any_more(api: Caller, services: Services) -> None:
     job = altered(api, image=b64(PNG))
     api.post(job["urls"]["cancel"])
-    only_vendor = services.settings.model_copy(update={"backends": ("dataoorts",)})
-    there = client_with(build(replace(services, settings=only_vendor)), KEY)
-    response = there.post(f"{job['urls']['self']}/retry")
+    with closing(open_services(services.settings.model_copy(update={"backends": ("dataoorts",)}))) as there:
+        response = client_with(build(there), KEY).post(f"{job['urls']['self']}/retry")
     assert response.status_code == 409 and response.json["code"] == "not_retryable"
 
 
@@ -211,7 +211,7 @@ def test_the_same_request_gets_the_same_job_without_another_look_at_its_image(
     inspector: Inspector,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first = submit()
+    first = submit(backend="dataoorts")
     worker.succeed(worker.claim())
     judged: list[bytes] = []
     inspect = inspector.inspect

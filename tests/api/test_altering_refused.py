@@ -238,20 +238,20 @@ def test_only_a_job_of_ones_own_that_has_its_picture_is_altered(
     worker: Worker,
     refused: Callable[[dict[str, Any]], tuple[str, str]],
 ) -> None:
-    queued = submit()["id"]
+    queued = submit(backend="dataoorts")["id"]
     assert refused(body(image=queued)) == (IMAGE, "This job is queued: wait until it has succeeded.")
     claim = worker.claim()
     assert refused(body(image=queued)) == (IMAGE, "This job is running: wait until it has succeeded.")
     worker.fail(claim)
     assert refused(body(image=queued)) == (IMAGE, "This job is failed: it has no image.")
-    canceled = submit()["id"]
+    canceled = submit(backend="dataoorts")["id"]
     api.post(f"/v1/jobs/{canceled}/cancel")
     assert refused(body(image=canceled)) == (IMAGE, "This job is canceled: it has no image.")
-    theirs = neighbour.post("/v1/jobs", json=body()).json["id"]
+    theirs = neighbour.post("/v1/jobs", json=body(backend="dataoorts")).json["id"]
     worker.succeed(worker.claim())
     assert neighbour.get(f"/v1/jobs/{theirs}").json["status"] == "succeeded"
     assert refused(body(image=theirs)) == (IMAGE, NO_JOB)
-    removed = submit()["id"]
+    removed = submit(backend="dataoorts")["id"]
     worker.succeed(worker.claim())
     assert api.delete(f"/v1/jobs/{removed}").status_code == 204
     assert refused(body(image=removed)) == (IMAGE, "The image of this job was removed.")
