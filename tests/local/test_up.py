@@ -133,12 +133,8 @@ def test_without_a_vendor_key_the_sandbox_is_its_vendor(service: Program, house:
 @pytest.mark.parametrize(
     ("given", "url", "says"),
     [
-        ({}, "http://127.0.0.1:", "SANDBOX: at http://127.0.0.1:"),
-        (
-            {"DARKROOM_AUTOMATIC1111_URL": "http://box:7860"},
-            "http://box:7860",
-            "drawn by the server at http://box:7860",
-        ),
+        ("", "http://127.0.0.1:", "SANDBOX: at http://127.0.0.1:"),
+        ("http://box:7860", "http://box:7860", "drawn by the server at http://box:7860"),
     ],
     ids=["nowhere", "somewhere"],
 )
