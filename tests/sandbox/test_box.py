@@ -98,7 +98,7 @@ def test_what_is_interrupted_comes_back_half_drawn_and_the_next_is_whole(sandbox
     sandbox.box.pace = 0.5
     with ThreadPoolExecutor() as pool:
         call = pool.submit(post, sandbox, steps=20)
-        while progress(sandbox)["state"]["sampling_step"] == 0:
+        while not ((state := progress(sandbox)["state"])["job"] and state["sampling_step"]):
             pass
         assert requests.post(f"{sandbox.box_url}/sdapi/v1/interrupt", timeout=10).json() == {}
         half = picture(call.result())
