@@ -13,7 +13,7 @@ from pathlib import Path
 
 from local import web
 from local.embedded_redis import EmbeddedRedis, server_binary
-from local.service import CHECKOUT, needs_sandbox
+from local.service import CHECKOUT, Absent
 from local.supervisor import Failure
 from shared import settings
 
@@ -26,9 +26,13 @@ class Prospect:
         self.environ = dict(given) | {"DARKROOM_DATA_DIR": str(folder)}
         self._keys(folder)
         self.environ.setdefault("DARKROOM_PUBLIC_URL", f"http://{web.LOOPBACK}:8000")
-        if needs_sandbox(given):
-            self.environ |= {"DATAOORTS_URL": f"http://{web.LOOPBACK}:9/api/v1", "DARKROOM_SANDBOX": "1"}
+        absent = Absent(given)
+        self.environ |= absent.settings(port=9)
+        if absent.vendor:
             self.not_yet["dataoorts"] = "DATAOORTS_API_KEY is not set: `./dev up` starts a sandbox that stands in"
+        if absent.server:
+            missing = "DARKROOM_AUTOMATIC1111_URL is not set"
+            self.not_yet["automatic1111"] = f"{missing}: `./dev up` starts a sandbox that stands in"
         if not given.get("DATAOORTS_API_KEY"):
             self.environ["DATAOORTS_API_KEY"] = "sandbox"
         if not given.get("DARKROOM_DATABASE_URL") and not (folder / "darkroom.db").exists():

@@ -49,7 +49,8 @@ class Service:
         self.api_key = given.get("DARKROOM_API_KEY") or folder.api_key()
         self.redis = None if given.get("DARKROOM_REDIS_URL") else EmbeddedRedis.within(folder.path)
         # One port for all its lives: workers go on calling it when it is started again.
-        self.sandbox_port = web.free_port() if needs_sandbox(given) else None
+        self.absent = Absent(given)
+        self.sandbox_port = web.free_port() if self.absent else None
         # Everything that was given stands, also where it says nothing (`NAME=`): the demo blanks what it must not use.
         self._changes = dict(given) | {
             "DARKROOM_DATA_DIR": str(folder.path),
@@ -65,8 +66,7 @@ class Service:
         if self.redis is not None:
             self._changes["DARKROOM_REDIS_URL"] = self.redis.url
         if self.sandbox_port is not None:
-            self._changes["DATAOORTS_URL"] = f"http://{web.LOOPBACK}:{self.sandbox_port}/api/v1"
-            self._changes["DARKROOM_SANDBOX"] = "1"
+            self._changes |= self.absent.settings(self.sandbox_port)
         if not given.get("DATAOORTS_API_KEY"):
             self._changes["DATAOORTS_API_KEY"] = "sandbox"
         #: What Darkroom makes of all this; SettingsError when something is wrong with it.
@@ -130,8 +130,25 @@ class Service:
         return None if status == 200 else f"the sandbox says {status}"
 
 
-def needs_sandbox(given: Mapping[str, str]) -> bool:
-    """Without a key there is nobody to call; unless nobody is to be called, or a sandbox runs already."""
-    backends = given.get("DARKROOM_BACKENDS") or "dataoorts"
-    has_own = "dataoorts" not in backends or (given.get("DARKROOM_SANDBOX") and given.get("DATAOORTS_URL"))
-    return not given.get("DATAOORTS_API_KEY") and not has_own
+class Absent:
+    """Whom the sandbox must stand in for, with these settings. True if there is anybody.
+
+    `vendor`: without a key there is nobody to call; unless nobody is to be called, or a sandbox runs already. `server`:
+    the one of the backend `automatic1111`, if nobody says where it is.
+    """
+
+    def __init__(self, given: Mapping[str, str]) -> None:
+        backends = [name.strip() for name in (given.get("DARKROOM_BACKENDS") or "dataoorts").split(",")]
+        runs_already = given.get("DARKROOM_SANDBOX") and given.get("DATAOORTS_URL")
+        self.vendor = "dataoorts" in backends and not given.get("DATAOORTS_API_KEY") and not runs_already
+        self.server = "automatic1111" in backends and not given.get("DARKROOM_AUTOMATIC1111_URL")
+
+    def __bool__(self) -> bool:
+        return self.vendor or self.server
+
+    def settings(self, port: int) -> dict[str, str]:
+        """What makes the service use the sandbox on this port in their place."""
+        here = f"http://{web.LOOPBACK}:{port}"
+        vendor = {"DATAOORTS_URL": f"{here}/api/v1", "DARKROOM_SANDBOX": "1"}
+        server = {"DARKROOM_AUTOMATIC1111_URL": here, "DARKROOM_AUTOMATIC1111_SANDBOX": "1"}
+        return (vendor if self.vendor else {}) | (server if self.server else {})

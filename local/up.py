@@ -34,18 +34,26 @@ async def up(house: House, folder: DataFolder, port: int) -> int:
 
 
 def how_it_draws(service: Service) -> list[str]:
-    """Who makes the pictures: said before anything else, since one of the two costs money."""
-    wanted = service.settings
-    local = [f"Pictures are drawn on this machine, by {wanted.gpu_model}; reading it takes a while."]
-    if "dataoorts" not in wanted.backends:
-        return local
-    return [*(local if "diffusers" in wanted.backends else []), *_how_the_vendor_draws(service)]
+    """Who makes the pictures: said before anything else, since one of them costs money."""
+    how = {"diffusers": _how_the_card_draws, "dataoorts": _how_the_vendor_draws, "automatic1111": _how_the_server_draws}
+    return [line for backend, lines in how.items() if backend in service.settings.backends for line in lines(service)]
+
+
+def _how_the_card_draws(service: Service) -> list[str]:
+    return [f"Pictures are drawn on this machine, by {service.settings.gpu_model}; reading it takes a while."]
+
+
+def _how_the_server_draws(service: Service) -> list[str]:
+    url = service.settings.automatic1111_url
+    if service.settings.automatic1111_sandbox:
+        return [f"SANDBOX: at {url} a stand-in draws for `automatic1111`. Its pictures say SANDBOX, and cost nothing."]
+    return [f"Pictures of `automatic1111` are drawn by the server at {url}, and cost nothing."]
 
 
 def _how_the_vendor_draws(service: Service) -> list[str]:
-    if service.sandbox_port is None and not service.settings.sandbox:
+    if not service.settings.sandbox:
         return [f"DATAOORTS_API_KEY is set: pictures come from {service.settings.dataoorts_url} and cost money."]
-    where = "here" if service.sandbox_port is not None else f"at {service.settings.dataoorts_url}"
+    where = "here" if service.absent.vendor else f"at {service.settings.dataoorts_url}"
     return [
         f"SANDBOX: no DATAOORTS_API_KEY is set, so a stand-in {where} draws the pictures. They say SANDBOX,",
         "and cost nothing; prices are counted as the vendor would take them.",

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from sandbox.answers import answer, phrase
 from sandbox.books import Books
+from sandbox.box import Box
 from sandbox.pictures import Pictures
 from sandbox.troubles import NONE, BadTrouble, Rule, Rules, Troubles, split_prompt
 from sandbox.wire import BAD_INPUT, Answer, VendorError, check_key, error_answer, json_answer, read_call
@@ -47,6 +48,7 @@ class Server(ThreadingHTTPServer):
         self.pictures = Pictures()
         self.rules = Rules()
         self.books = Books()
+        self.box = Box(self.pictures, self.rules)
         self.stopping = threading.Event()
         self._open: set[socket.socket] = set()
         super().__init__(address, Connection)
@@ -69,6 +71,7 @@ class Server(ThreadingHTTPServer):
     def hang_up(self) -> None:
         """End every open connection, and so whatever waits on one."""
         self.stopping.set()
+        self.box.interrupt()
         for connection in list(self._open):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -101,6 +104,8 @@ class Connection(StreamRequestHandler):
         body = self._body(headers)
         if path == "/api/v1" and method == "POST":
             self._call(headers.get("authorization", ""), body)
+        elif path.startswith("/sdapi/"):
+            self._send(*self.server.box.answer(method, target, headers.get("authorization", ""), body, self._wait))
         else:
             reply = control(self.server, method, path, body)
             self._send(reply if method != "HEAD" else replace(reply, body=b""))
@@ -231,6 +236,10 @@ def control(server: Server, method: str, path: str, body: bytes) -> Answer:
             "GET": lambda: json_answer(200, server.books.read()),
             "DELETE": lambda: _done(server.books.reset),
         },
+        "/sandbox/box/calls": {
+            "GET": lambda: json_answer(200, server.box.books.read()),
+            "DELETE": lambda: _done(server.box.books.reset),
+        },
         "/sandbox/troubles": {
             "GET": lambda: json_answer(200, {"rules": server.rules.listed()}),
             "PUT": lambda: _add_rule(server.rules, body),
@@ -274,7 +283,8 @@ class Sandbox:
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self._server = Server((host, port))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self.url = f"http://{host}:{self._server.server_address[1]}/api/v1"
+        self.box_url = f"http://{host}:{self._server.server_address[1]}"
+        self.url = f"{self.box_url}/api/v1"
 
     def start(self) -> Self:
         self._thread.start()
@@ -293,6 +303,11 @@ class Sandbox:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
+
+    @property
+    def box(self) -> Box:
+        """The machine with a GPU that it stands in for too, behind `box_url`."""
+        return self._server.box
 
     def calls(self) -> dict[str, Any]:
         """The same as `GET /sandbox/calls`."""

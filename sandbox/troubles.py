@@ -47,6 +47,12 @@ class Troubles:
     truncate: float | None = None  # this share of the body, Content-Length of the whole, then close
     drip: float | None = None  # the body at this many bytes a second
     drip_headers: bool = False  # the head at one byte a second
+    # Of the box alone:
+    out_of_memory: bool = False  # 500, as from a card that is too small
+    no_images: bool = False  # 200, an empty list of pictures
+    broken_base64: bool = False  # a picture with a character that base64 does not have
+    data_url: bool = False  # a picture with `data:image/png;base64,` before it
+    other_seed: bool = False  # another seed was used than asked
 
 
 NAMES = [trouble.name for trouble in fields(Troubles)]

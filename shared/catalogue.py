@@ -68,8 +68,8 @@ MODELS: Mapping[str, Model] = {
             title="Stable Diffusion XL base 1.0",
             parameters=_SDXL,
             price_usd=Decimal("0.008"),
-            backends=("dataoorts", "diffusers"),
-            alters=("diffusers",),
+            backends=("dataoorts", "diffusers", "automatic1111"),
+            alters=("diffusers", "automatic1111"),
             vendor_names={},
         ),
         Model(

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 CHANNEL = "darkroom.progress"
 
 #: The backends that tell how far they are.
-TELLING = frozenset({"diffusers"})
+TELLING = frozenset({"diffusers", "automatic1111"})
 
 #: How long it is believed without being renewed, in seconds. A step on a slow machine takes that long.
 BELIEVED_SECONDS = 120

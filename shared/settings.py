@@ -21,7 +21,7 @@ PREFIX = "DARKROOM_"
 #: The vendor's own names, kept so that a team's existing variables work. They carry no prefix.
 VENDOR_NAMES = {"dataoorts_api_key": "DATAOORTS_API_KEY", "dataoorts_url": "DATAOORTS_URL"}
 
-KNOWN_BACKENDS = ("dataoorts", "diffusers")
+KNOWN_BACKENDS = ("dataoorts", "diffusers", "automatic1111")
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -101,6 +101,11 @@ class Settings(BaseModel):
     gpu_low_memory: bool = False
     #: Sizes whose steps are compiled at the start, as (width, height). Nothing is compiled without any.
     gpu_compile: Annotated[tuple[tuple[int, int], ...], BeforeValidator(_sizes)] = ()
+    #: A server that speaks the Automatic1111 web UI's API, for the backend `automatic1111`.
+    automatic1111_url: str | None = None
+    automatic1111_auth: str | None = Field(None, repr=False)  # user:password, as its --api-auth
+    automatic1111_checkpoint: str | None = None  # None: what it has loaded
+    automatic1111_sandbox: bool = False
     sandbox: bool = False
     #: `text` is for people at a terminal, `json` for machines.
     log_format: Literal["text", "json"] = "text"
@@ -178,6 +183,32 @@ class Settings(BaseModel):
                 raise ValueError("must be an http or https URL")
         return value
 
+    @field_validator("automatic1111_url")
+    @classmethod
+    def _server_is_named_without_a_password(cls, value: str | None) -> str | None:
+        if value is not None:
+            parts = urlsplit(value)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+                raise ValueError("must be an http or https URL, without what follows a ? or #")
+            if "@" in parts.netloc:
+                raise ValueError("must not hold a password: DARKROOM_AUTOMATIC1111_AUTH does")
+        return value
+
+    @field_validator("automatic1111_auth")
+    @classmethod
+    def _auth_is_a_user_and_a_password(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[\x20-\x39\x3b-\x7e]+:[\x20-\x7e]+", value):
+            raise ValueError("must be user:password, of printable ASCII characters")
+        return value
+
+    @model_validator(mode="after")
+    def _backend_has_a_server(self) -> Self:
+        if "automatic1111" in self.backends and self.automatic1111_url is None:
+            raise ValueError(
+                "DARKROOM_AUTOMATIC1111_URL: must be set, as DARKROOM_BACKENDS names automatic1111: where its server is"
+            )
+        return self
+
     @model_validator(mode="after")
     def _vendor_key_travels_encrypted(self) -> Self:
         parts = urlsplit(self.dataoorts_url)
@@ -194,13 +225,15 @@ class Settings(BaseModel):
         return self
 
     def is_sandbox(self, backend: str) -> bool:
-        """Whether this backend's pictures come from the sandbox, which stands in for the vendor alone."""
-        return self.sandbox and backend == "dataoorts"
+        """Whether this backend's pictures come from the sandbox, which stands in for whoever is not there."""
+        return {"dataoorts": self.sandbox, "automatic1111": self.automatic1111_sandbox}.get(backend, False)
 
     @property
     def secrets(self) -> list[str]:
         """What must stand in no log, whoever writes it."""
-        passwords = (urlsplit(url).password for url in (self.database_url, self.redis_url))
+        passwords = [urlsplit(url).password for url in (self.database_url, self.redis_url)]
+        if self.automatic1111_auth:
+            passwords += [self.automatic1111_auth, self.automatic1111_auth.partition(":")[2]]
         return [text for text in (self.secret_key, self.api_key, self.dataoorts_api_key, *passwords) if text]
 
     @property

@@ -62,6 +62,7 @@ class Service:
             "DARKROOM_SECRET_KEY": "s" * 32,
             "DARKROOM_API_KEY": API_KEY,
             "DARKROOM_SANDBOX": "1",
+            "DARKROOM_AUTOMATIC1111_SANDBOX": "1",
             "DARKROOM_LEASE_SECONDS": "10",
             "DARKROOM_PUBLIC_URL": self.url,
             "DARKROOM_WEBHOOK_ALLOW": "127.0.0.0/8",
@@ -78,13 +79,16 @@ class Service:
                 self.processes[name] = subprocess.Popen(
                     ["/bin/sh", "-c", f"exec {self._lines[name]}"],
                     cwd=ROOT,
-                    env=settings.child_environ({**self._settings, "DATAOORTS_URL": self.sandbox.url}),
+                    env=settings.child_environ({**self._settings, **self._sandboxes()}),
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
                 )
         if "api" in (names or self._lines):
             eventually("the API is ready", self._is_ready)
+
+    def _sandboxes(self) -> dict[str, str]:
+        return {"DATAOORTS_URL": self.sandbox.url, "DARKROOM_AUTOMATIC1111_URL": self.sandbox.box_url}
 
     def _is_ready(self) -> bool:
         with suppress(requests.RequestException):  # it listens before it answers

@@ -2,6 +2,7 @@
 
     celery -A worker.app worker -P threads -c 200 -Q generate.dataoorts
     celery -A worker.app worker -P threads -c 16 -Q generate.diffusers
+    celery -A worker.app worker -P threads -c 1 -Q generate.automatic1111
     celery -A worker.app worker -P threads -c 100 -Q deliver
 
 Pool `threads`: a hosted backend's worker waits on the network, 200 calls at once in one process, and the pool is the
@@ -28,6 +29,7 @@ from shared.progress import ProgressTeller
 from shared.settings import Settings
 from shared.webhook_secrets import Vault
 from worker import presence, tasks
+from worker.backends.automatic1111 import Automatic1111, server_backend
 from worker.backends.base import Backend, CannotLoad
 from worker.backends.dataoorts import Dataoorts
 from worker.backends.diffusers import Diffusers, local_backend
@@ -197,6 +199,8 @@ class Worker:
 def _backend(name: str, wanted: Settings, slots: int) -> Backend:
     if name == Diffusers.name:
         return local_backend(wanted)
+    if name == Automatic1111.name:
+        return server_backend(wanted)
     if not wanted.dataoorts_api_key:
         _refuse(
             "DATAOORTS_API_KEY: must be set. Without a key, let the sandbox stand in for the vendor: `./dev up` does, "

@@ -21,6 +21,7 @@ from shared.guards import Finding, Level, Place, ok, warning, wrong
 from shared.present import was_seen
 from shared.settings import Settings
 from shared.tables import workers
+from worker.backends.automatic1111 import server_backend
 from worker.backends.base import CannotLoad
 from worker.backends.diffusers import local_backend
 
@@ -49,8 +50,22 @@ def of_diffusers(wanted: Settings) -> list[Line]:
         return [("gpu", wrong(f"its worker refuses to start: {error}", "docs/gpu.md says what it needs"))]
 
 
+def of_automatic1111(wanted: Settings) -> list[Line]:
+    if wanted.automatic1111_sandbox:
+        return [("automatic1111", ok(f"the sandbox at {wanted.automatic1111_url} stands in for a server"))]
+    with closing(server_backend(wanted)) as backend:
+        found = backend.troubles()
+    if not found:
+        return [("automatic1111", ok(f"the server at {wanted.automatic1111_url} answers; its pictures cost nothing"))]
+    return [("automatic1111", warning(trouble, "docs/backends.md says what it needs")) for trouble in found]
+
+
 #: What is to be known of each backend: as many lines as it takes.
-BACKENDS: Mapping[str, Callable[[Settings], list[Line]]] = {"dataoorts": of_dataoorts, "diffusers": of_diffusers}
+BACKENDS: Mapping[str, Callable[[Settings], list[Line]]] = {
+    "dataoorts": of_dataoorts,
+    "diffusers": of_diffusers,
+    "automatic1111": of_automatic1111,
+}
 
 
 def of_senders(wanted: Settings) -> list[Line]:

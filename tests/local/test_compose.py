@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from shared.present import GONE_SECONDS
 from shared.settings import Settings
 from tests.local.programs import ROOT
 from worker import watchdog
+from worker.backends.automatic1111 import Automatic1111
 from worker.backends.diffusers import Diffusers
 from worker.leases import Leases
 
@@ -65,7 +67,7 @@ def test_no_secret_has_a_default_and_what_is_needed_says_how_to_make_it() -> Non
     for name in ("DARKROOM_SECRET_KEY", "POSTGRES_PASSWORD"):
         ways = set(re.findall(rf"(?<!\$)\$\{{{name}(.*?)\}}", TEXT))
         assert len(ways) == 1 and re.fullmatch(r":\?must be set; `openssl rand -hex \d+` makes one", ways.pop())
-    for name in ("DARKROOM_API_KEY", "DATAOORTS_API_KEY"):
+    for name in ("DARKROOM_API_KEY", "DATAOORTS_API_KEY", "DARKROOM_AUTOMATIC1111_AUTH"):
         assert set(re.findall(rf"(?<!\$)\$\{{{name}(.*?)\}}", TEXT)) == {":-"}
 
 
@@ -161,7 +163,7 @@ def test_the_spool_is_a_volume_of_its_own_that_the_worker_may_write() -> None:
     [place] = re.findall(r"^\s*DARKROOM_SPOOL=(\S+)", DOCKERFILE, re.MULTILINE)
     volumes = dict(volume.split(":")[::-1] for volume in SERVICES["worker-dataoorts"]["volumes"])
     assert volumes[place] in COMPOSE["volumes"] and list(volumes.values()).count(volumes[place]) == 1
-    drawing = {"worker-dataoorts", "worker-gpu"}
+    drawing = {"worker-dataoorts", "worker-gpu", "worker-automatic1111"}
     assert {name for name, service in OURS.items() if place in str(service.get("volumes"))} == drawing
     # A new volume takes its owner from the image's folder; without one it is root's.
     [made] = re.findall(r"install -d -m 0700 -o 10001 -g 10001 (.*)$", DOCKERFILE, re.MULTILINE)
@@ -177,3 +179,5 @@ def test_processes_start_when_the_database_is_migrated() -> None:
 def test_a_worker_that_stops_may_finish_its_longest_call() -> None:
     assert int(SERVICES["worker-dataoorts"]["stop_grace_period"].removesuffix("s")) > 150
     assert int(SERVICES["worker-gpu"]["stop_grace_period"].removesuffix("s")) > Diffusers.ATTEMPT_SECONDS
+    with closing(Automatic1111("http://gpu-box:7860")) as backend:
+        assert int(SERVICES["worker-automatic1111"]["stop_grace_period"].removesuffix("s")) > backend.attempt_seconds

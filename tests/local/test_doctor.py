@@ -29,6 +29,15 @@ def test_on_a_newcomer_s_machine_it_says_what_up_would_make_and_makes_nothing(tm
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_server_on_another_machine_is_asked_for_where_it_is_and_else_a_sandbox_is_promised(tmp_path: Path) -> None:
+    environ = {"DARKROOM_BACKENDS": "automatic1111"}
+    code, said = doctor(tmp_path / "data", **environ)
+    assert code == 0 and "ok       automatic1111 " in said and "`./dev up` starts a sandbox that stands in" in said
+    away = f"http://127.0.0.1:{web.free_port()}"
+    code, said = doctor(tmp_path / "data", **environ, DARKROOM_AUTOMATIC1111_URL=away)
+    assert code == 0 and "warning  automatic1111 " in said and f"the server at {away} gives no answer" in said
+
+
 def test_what_is_given_is_looked_at(tmp_path: Path) -> None:
     redis = f"redis://127.0.0.1:{web.free_port()}/0"
     code, said = doctor(tmp_path / "data", DARKROOM_REDIS_URL=redis, DARKROOM_SECRET_KEY="s" * 32)

@@ -22,7 +22,8 @@ STUB = ROOT / "tests" / "local" / "stub_server.py"
 NOTHING_GIVEN = dict.fromkeys(
     [
         *("DARKROOM_DATA_DIR", "DARKROOM_DATABASE_URL", "DARKROOM_REDIS_URL", "DARKROOM_API_KEY"),
-        *("DARKROOM_SECRET_KEY", "DARKROOM_SANDBOX", "DATAOORTS_API_KEY", "DATAOORTS_URL"),
+        *("DARKROOM_SECRET_KEY", "DARKROOM_SANDBOX", "DATAOORTS_API_KEY", "DATAOORTS_URL", "DARKROOM_BACKENDS"),
+        *("DARKROOM_AUTOMATIC1111_URL", "DARKROOM_AUTOMATIC1111_SANDBOX"),
     ],
     "",
 )
@@ -127,6 +128,28 @@ def test_without_a_vendor_key_the_sandbox_is_its_vendor(service: Program, house:
     assert url.startswith("http://127.0.0.1:") and url.endswith("/api/v1")
     assert (key, sandbox) == ("sandbox", "1")
     assert redis_url == redis or redis_url.startswith("unix:///tmp/")
+
+
+@pytest.mark.parametrize(
+    ("given", "url", "says"),
+    [
+        ("", "http://127.0.0.1:", "SANDBOX: at http://127.0.0.1:"),
+        ("http://box:7860", "http://box:7860", "drawn by the server at http://box:7860"),
+    ],
+    ids=["nowhere", "somewhere"],
+)
+def test_a_server_on_another_machine_is_used_where_it_is_and_else_the_sandbox(
+    house: Path, given: str, url: str, says: str
+) -> None:
+    words = "$DARKROOM_AUTOMATIC1111_URL $DARKROOM_AUTOMATIC1111_SANDBOX. $DARKROOM_SANDBOX."
+    procfile = (house / "Procfile").read_text().splitlines()[0]
+    (house / "Procfile").write_text(f"{procfile}\nworker: sh -c 'echo given: {words} end; sleep 1000'\n")
+    program = up(house, DARKROOM_BACKENDS="automatic1111", DARKROOM_AUTOMATIC1111_URL=given)
+    program.until("^Ready on")
+    line = next(line for line in program.seen if "given: " in line).split("given: ")[1]
+    assert line.startswith(url) and line.split()[1:3] == ["." if given else "1.", "."]
+    assert any(says in line for line in program.seen) and not any("DATAOORTS" in line for line in program.seen)
+    program.close()
 
 
 def test_a_second_one_on_the_same_data_folder_refuses(service: Program, house: Path) -> None:

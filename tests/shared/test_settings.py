@@ -33,6 +33,12 @@ def test_a_service_without_a_secret_key_refuses_to_start() -> None:
         ("DARKROOM_MAX_WAIT_SECONDS", "-1", "greater than or equal to 1"),
         ("DARKROOM_BACKENDS", "midjourney", "midjourney"),
         ("DARKROOM_BACKENDS", ",", "nothing"),
+        ("DARKROOM_AUTOMATIC1111_URL", "gpu-box:7860", "http or https"),
+        ("DARKROOM_AUTOMATIC1111_URL", "http://gpu-box:7860/?a=b", "what follows a ?"),
+        ("DARKROOM_AUTOMATIC1111_URL", "http://me:canary@gpu-box:7860", "DARKROOM_AUTOMATIC1111_AUTH"),
+        ("DARKROOM_AUTOMATIC1111_AUTH", "canary", "user:password"),
+        ("DARKROOM_AUTOMATIC1111_AUTH", "me:", "user:password"),
+        ("DARKROOM_AUTOMATIC1111_AUTH", "me:pass\nword", "printable"),
         ("DARKROOM_PRICES", "{", "not JSON"),
         ("DARKROOM_PRICES", '{"a": -1}', "between 0 and 1000"),
         ("DARKROOM_PRICES", '{"a": "0.0000001"}', "millionth"),
@@ -108,3 +114,23 @@ def test_networks_for_webhooks_are_read_as_networks() -> None:
 def test_what_is_no_network_refuses_to_start(value: str) -> None:
     with pytest.raises(settings.SettingsError, match=r"^DARKROOM_WEBHOOK_ALLOW: must name networks"):
         settings.load({"DARKROOM_SECRET_KEY": "s" * 32, "DARKROOM_WEBHOOK_ALLOW": value})
+
+
+def test_the_password_of_another_machine_is_a_secret_with_its_user_and_without() -> None:
+    loaded = settings.load({**GOOD, "DARKROOM_AUTOMATIC1111_AUTH": "me:a:canary"})
+    assert {"me:a:canary", "a:canary"} <= set(loaded.secrets)
+    assert "canary" not in repr(loaded)
+
+
+def test_the_sandbox_stands_in_for_each_backend_by_itself() -> None:
+    vendor = settings.load({**GOOD, "DARKROOM_SANDBOX": "1"})
+    server = settings.load({**GOOD, "DARKROOM_AUTOMATIC1111_SANDBOX": "1"})
+    stood_in = {
+        backend: (vendor.is_sandbox(backend), server.is_sandbox(backend)) for backend in settings.KNOWN_BACKENDS
+    }
+    assert stood_in == {"dataoorts": (True, False), "automatic1111": (False, True), "diffusers": (False, False)}
+
+
+def test_who_draws_on_another_machine_must_say_where_it_is() -> None:
+    assert refusal(DARKROOM_BACKENDS="dataoorts,automatic1111").startswith("DARKROOM_AUTOMATIC1111_URL: must be set")
+    settings.load({**GOOD, "DARKROOM_BACKENDS": "automatic1111", "DARKROOM_AUTOMATIC1111_URL": "http://gpu-box:7860"})

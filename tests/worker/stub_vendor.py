@@ -82,7 +82,7 @@ class StubVendor:
             head, found, body = received.partition(b"\r\n\r\n")
             if found:
                 lengths = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
-                if len(body) >= int(lengths[0].split(b":")[1]):
+                if not lengths or len(body) >= int(lengths[0].split(b":")[1]):
                     return received
             part = connection.recv(65536)
             if not part:

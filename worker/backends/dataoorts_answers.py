@@ -6,9 +6,6 @@ are expected; whatever else comes is judged by the words of the error, then by t
 Success is told by the content alone: the labels of this vendor's kind are known to be wrong.
 """
 
-import base64
-import binascii
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +13,7 @@ from typing import Any
 
 from shared.picture import image_format
 from worker.backends.base import Billed, Failure, Kind
+from worker.backends.json_answers import decode_base64, read_json
 from worker.retry_after import retry_after_seconds
 
 
@@ -114,10 +112,6 @@ _SENTENCES = {
 #: Of the other kinds the vendor's words may tell about the operator's account: they go to the log alone.
 _WORDS_ARE_FOR_THE_CLIENT = frozenset({Kind.rejected, Kind.unsafe})
 
-#: A JSON answer that holds a picture is one long string and few values. One of millions of values would take
-#: a hundred times its size in memory when parsed.
-MOST_JSON_VALUES = 10_000
-
 
 def judge_answer(
     status: int, headers: Mapping[str, str], body: bytes, redact: Callable[[str], str] = lambda text: text
@@ -129,11 +123,11 @@ def judge_answer(
     lowered = {name.lower(): value for name, value in headers.items()}
     if status in _OK and image_format(body):
         return body
-    content = _read_json(body)
+    content = read_json(body)
     if status in _OK and isinstance(content, dict) and content.get("success") is not False:
         picture = _find_picture(content)
         if picture is not None:
-            return _decode_base64(picture)
+            return _decode(picture)
     codes, words = _read_errors(content, body)
     words = redact(words)
     if status in _OK and not codes and not words:
@@ -158,7 +152,7 @@ def _status_that_counts(status: int, codes: set[int], content: object) -> int:
 
 def vendor_words(body: bytes) -> str:
     """What an answer without a picture says, for a log; not redacted, at most a few thousand characters."""
-    return _read_errors(_read_json(body), body)[1] or _text(body)
+    return _read_errors(read_json(body), body)[1] or _text(body)
 
 
 def _no_picture(status: int, headers: Mapping[str, str], body: bytes, content: object) -> Failure:
@@ -173,19 +167,6 @@ def _no_picture(status: int, headers: Mapping[str, str], body: bytes, content: o
     return Failure(Kind.bad_output, Billed.unknown, f"{_SENTENCES[Kind.bad_output]} (HTTP {status})")
 
 
-def _read_json(body: bytes) -> Any:
-    """The JSON value; None if it is none, or one that is dangerous to read."""
-    if (
-        body[:1000].lstrip()[:1] not in (b"{", b"[", b'"')
-        or sum(map(body.count, (b",", b"[", b"{"))) > MOST_JSON_VALUES
-    ):
-        return None
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-
-
 def _find_picture(content: dict[str, Any]) -> str | None:
     result = content.get("result")
     if isinstance(result, dict):
@@ -195,14 +176,10 @@ def _find_picture(content: dict[str, Any]) -> str | None:
     return None
 
 
-def _decode_base64(text: str) -> bytes:
-    """Of a data: URL too, with line breaks, in either alphabet, with or without padding."""
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
-    text = "".join(text.split()).translate(str.maketrans("-_", "+/")).rstrip("=")
+def _decode(text: str) -> bytes:
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError):
+        return decode_base64(text)
+    except ValueError:
         message = "the vendor sent JSON with a picture that is not base64"
         raise Failure(Kind.bad_output, Billed.yes, message) from None
 

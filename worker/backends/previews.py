@@ -23,7 +23,11 @@ _GREY = np.array([150, 140, 130], dtype=np.float32)
 def jpeg(latents: NDArray[Any]) -> bytes:
     """A JPEG of (4, height, width) latents, one pixel for one cell, as long as that is no more than LONGEST_SIDE."""
     colours = np.tensordot(np.nan_to_num(latents.astype(np.float32)), _COLOURS, axes=(0, 1)) + _GREY
-    image = Image.fromarray(colours.clip(0, 255).astype(np.uint8))
+    return small(Image.fromarray(colours.clip(0, 255).astype(np.uint8)))
+
+
+def small(image: Image.Image) -> bytes:
+    """A JPEG of an RGB image, made smaller until no side is longer than LONGEST_SIDE."""
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     with BytesIO() as file:
         image.save(file, "JPEG", quality=QUALITY)

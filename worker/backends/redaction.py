@@ -10,18 +10,16 @@ from urllib.parse import quote
 
 
 class Redaction:
-    """Knows one secret, in the ways in which an error page may repeat it. Its repr does not tell it."""
+    """Knows secrets, in the ways in which an error page may repeat them. Its repr does not tell them."""
 
-    def __init__(self, secret: str) -> None:
-        encoded = base64.b64encode(secret.encode()).decode().rstrip("=")
-        as_json = json.dumps(secret)[1:-1]
-        spellings = {secret, quote(secret, safe=""), html.escape(secret), as_json, as_json.replace("/", r"\/"), encoded}
+    def __init__(self, *secrets: str) -> None:
+        spellings = {spelling for secret in secrets for spelling in _spellings(secret)}
         longest_first = sorted(map(re.escape, spellings), key=len, reverse=True)
         # What follows `Bearer` is a secret, whosever it is.
         self._secret = re.compile("|".join([*longest_first, r"(?<=bearer )\S+"]), re.IGNORECASE)
 
     def __call__(self, words: str, *quoted: str) -> str:
-        """The words without the secret, and without what they quote of the client's own texts.
+        """The words without the secrets, and without what they quote of the client's own texts.
 
         The client's texts: in logs and messages they would outlive the removal of the job; and an error is told by
         its words, so that a prompt must not supply them. Texts of up to three characters stay: they hide nothing.
@@ -30,6 +28,12 @@ class Redaction:
         if texts:
             words = re.sub(rf"(?<!\w)({'|'.join(texts)})(?!\w)", "[prompt]", words, flags=re.IGNORECASE)
         return self._secret.sub("[key]", words)
+
+
+def _spellings(secret: str) -> set[str]:
+    encoded = base64.b64encode(secret.encode()).decode().rstrip("=")
+    as_json = json.dumps(secret)[1:-1]
+    return {secret, quote(secret, safe=""), html.escape(secret), as_json, as_json.replace("/", r"\/"), encoded}
 
 
 def without_words_of(texts: Iterable[str], said: str) -> str:
