@@ -21,9 +21,10 @@ from shared import jobs, tickets
 from shared.database import AWAY, Database
 from shared.image_store import DatabaseImageStore
 from shared.jobs import Claim
+from shared.routing import RoutingReason
 from shared.tables import Billed, metadata
 from tests.lives import AGAIN, PRICES, SUBMISSION
-from tests.machine.promises import Promises
+from tests.machine.promises import BACKEND, Promises
 from tests.machine.stepping import Answer, Died, Fate, Hand, Turn, step
 from worker.backends.base import Canceled, Capabilities, Failure, Kind, Picture, Progress, Request, Unjudged
 from worker.breaker import Permit, Verdict
@@ -40,7 +41,8 @@ LEASE_SECONDS = 20.0
 ATTEMPT_SECONDS = 60.0
 #: Two, not three: what can go wrong at the limit does so in fewer steps.
 MAX_ATTEMPTS = MAX_CRASHES = 2
-BACKEND = "dataoorts"
+#: Nobody works for it: who is moved there waits until he is moved back.
+ELSEWHERE = "diffusers"
 
 
 class Clock:
@@ -541,6 +543,14 @@ class House(logging.Handler):
         with self.database.write() as tx:
             jobs.retry(tx, job_id, **{name: SUBMISSION[name] for name in AGAIN})
 
+    def moves_on(self, job_id: str, source: str) -> None:
+        """As the sweep does where there are two backends: a job that waits for the one waits for the other."""
+        target = ELSEWHERE if source == BACKEND else BACKEND
+        with self.database.write() as tx:
+            jobs.reroute(
+                tx, job_id, source=source, target=target, reason=RoutingReason.breaker_open, sandbox=source != BACKEND
+            )
+
     def time_passes(self, seconds: float) -> None:
         self.clock.own += seconds
         self.clock_is_set(seconds)
@@ -554,6 +564,8 @@ class House(logging.Handler):
         """Nothing goes wrong any more: whoever lives goes on, and a worker more, and a sweep, and time."""
         for hours in range(1, 21):
             self._everybody_finishes()
+            for job_id in self.promises.jobs():
+                self.moves_on(job_id, ELSEWHERE)
             if not any(not worker.stopping.is_set() for worker in self.alive):
                 self.a_worker_starts(f"late{hours}")
             for worker in self.alive:

@@ -15,9 +15,11 @@ from shared.database import Database
 from shared.image_store import ImageStore
 from shared.tables import attempts, events, images, jobs
 
+#: The one that workers work for.
+BACKEND = "dataoorts"
 TERMINAL = {"succeeded", "failed", "canceled", "expired"}
 LIFE = {
-    "job.queued": {"job.started", "job.succeeded", "job.failed", "job.canceled", "job.expired"},
+    "job.queued": {"job.queued", "job.started", "job.succeeded", "job.failed", "job.canceled", "job.expired"},
     "job.started": {"job.queued", "job.succeeded", "job.failed", "job.canceled"},
 }
 EVENT_OF = {"running": "job.started"} | {status: f"job.{status}" for status in ("queued", *TERMINAL)}
@@ -120,11 +122,13 @@ class Promises:
 
     def _moved(self, old: Job, new: Job) -> None:
         self._holds(new.sequence == old.sequence + 1, "a move is one event")
+        self._holds(new.backend == old.backend or new.status == "queued", "only who waits changes its backend")
         self._holds(
             new.failures - old.failures in (0, 1) and new.crashes - old.crashes in (0, 1), "an end is counted once"
         )
         how = {
             ("queued", "running"): self._claimed,
+            ("queued", "queued"): self._moved_on,
             ("running", "queued"): self._came_back,
             ("queued", "succeeded"): self._succeeded,
             ("running", "succeeded"): self._succeeded,
@@ -145,8 +149,16 @@ class Promises:
         now = self._clock.now
         self._holds((new.fence, new.attempts) == (old.fence + 1, old.attempts + 1), "a claim passes the fence")
         self._holds(old.ready, "who backs off is not claimed")
+        self._holds(old.backend == BACKEND, "a worker claims what waits for its backend")
         self._holds(not self._is_too_old(old), "what waited too long is not claimed")
         self._holds(now < new.lease_until <= new.attempt_deadline_at, "a claim is under a lease")
+
+    def _moved_on(self, old: Job, new: Job) -> None:
+        self._holds(new.backend != old.backend and new.ready, "who is moved on waits for another backend, at once")
+        self._holds(
+            new.routing[:-1] == old.routing and new.routing[-1]["backend"] == new.backend, "and it is written down"
+        )
+        self._holds((new.failures, new.rank) == (old.failures, old.rank), "its past and its place stay as they are")
 
     def _came_back(self, old: Job, new: Job) -> None:
         if new.crashes > old.crashes:
@@ -277,7 +289,8 @@ class Promises:
     def nobody_waits(self) -> None:
         """Called once tickets for all that wait were taken, and worked off."""
         for job in self._jobs.values():
-            waits = job.status == "queued" and job.ready and not self._is_suspect(job) and not self._is_too_old(job)
+            claimable = job.status == "queued" and job.ready and job.backend == BACKEND
+            waits = claimable and not self._is_suspect(job) and not self._is_too_old(job)
             self._holds(not waits, "who can be claimed is claimed, whatever became of the tickets")
 
     def in_the_end(self) -> None:

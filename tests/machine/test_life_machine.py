@@ -24,7 +24,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.machine.house import House, Sweeper, Worker
+from tests.machine.house import ELSEWHERE, House, Sweeper, Worker
+from tests.machine.promises import BACKEND
 from tests.machine.stepping import Answer, Fate, Hand
 
 LONG = settings.get_current_profile_name() == "long"
@@ -171,6 +172,13 @@ class LifeMachine(RuleBasedStateMachine):
             self.house.submits_again(job)
         elif len(self.house.requests) < 2:
             self.house.a_request(lambda: self.house.deletes(job))
+
+    @precondition(lambda self: self.open_jobs() and len(self.house.requests) < 2)
+    @happens(which=WHICH, back=st.booleans())
+    def begin_to_move_on(self, which: int, back: bool) -> None:
+        """A job to another backend, or back; what it was seen to wait for may be news of yesterday."""
+        job = one_of(self.open_jobs(), which)
+        self.house.a_request(lambda: self.house.moves_on(job, ELSEWHERE if back else BACKEND))
 
     # -- Workers --------------------------------------------------------------------------------------------------
 
