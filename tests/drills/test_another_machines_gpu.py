@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.altered import expect_images_are_altered
 from tests.service import eventually, service
 
 pytestmark = pytest.mark.slow
@@ -41,6 +42,14 @@ def test_a_prompt_becomes_a_picture_drawn_elsewhere_and_a_cancel_stops_it_there(
         assert running.job(third)["attempts"] == 2
         assert running.outcomes() == {"succeeded": 2, "canceled": 1, "failed": 1}
         assert box.books.read()["pictures"] == 2 and running.sandbox.calls()["calls"] == 0, "no vendor was called"
+
+
+def test_images_are_altered_there_and_every_pixel_outside_of_the_mask_is_kept(
+    tmp_path: Path, database_url: str
+) -> None:
+    with service(tmp_path, database_url, DARKROOM_BACKENDS="automatic1111") as running:
+        running.start()
+        expect_images_are_altered(running)
 
 
 def test_a_box_that_is_switched_off_costs_no_job_an_attempt(tmp_path: Path, sqlite_url: str) -> None:

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image as Pillow
 from sqlalchemy import delete, select
 
-from shared.tables import attempts, events, images
+from shared.tables import attempts, events, images, inputs
 from shared.tables import jobs as table
+from tests.altered import expect_images_are_altered
 from tests.service import Service, eventually, service
 
 #: Takes a few seconds on a slow machine: long enough to be watched, canceled or killed in the middle.
@@ -52,7 +53,7 @@ def service_on_sqlite(
 def running(service_on_sqlite: Service) -> Service:
     """With no job of an earlier test."""
     with service_on_sqlite.database.write() as tx:
-        for emptied in (attempts, images, events, table):
+        for emptied in (attempts, images, inputs, events, table):
             tx.execute(delete(emptied))
     return service_on_sqlite
 
@@ -96,6 +97,10 @@ def test_the_same_seed_is_the_same_picture(running: Service) -> None:
     running.all_ended(2)
     one, other = (Pillow.open(io.BytesIO(running.image(job_id))) for job_id in (first, second))
     assert one.tobytes() == other.tobytes()
+
+
+def test_images_are_altered_and_outside_of_the_mask_every_pixel_is_kept(running: Service) -> None:
+    expect_images_are_altered(running)
 
 
 def test_a_picture_says_in_its_metadata_which_job_made_it_and_with_what(running: Service) -> None:

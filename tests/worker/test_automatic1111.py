@@ -1,5 +1,6 @@
 """Another machine's GPU, against the sandbox's box: a real server over real sockets, with its troubles."""
 
+import json
 import logging
 import threading
 from collections.abc import Iterator
@@ -83,7 +84,9 @@ def test_outside_of_the_mask_every_pixel_is_kept(box: Sandbox, connect: Connect)
     assert (drawn[mask == 255] != some_pixels()[mask == 255]).mean() > 0.9
     assert kept == [made.data], "what is safe is what was put together"
     with Image.open(BytesIO(made.data)) as image:
-        assert image.format == "PNG" and image.info == {}, "encoded here: without what the server wrote into it"
+        said = json.loads(image.info["darkroom"])
+        assert set(image.info) == {"parameters", "darkroom"}, "encoded here: nothing that the server wrote into it"
+    assert said["job_id"] == asked.job_id and said["backend"] == "automatic1111" and len(said["revision"]) == 10
 
 
 def test_the_image_is_brought_to_the_size_that_was_asked_for(box: Sandbox, connect: Connect) -> None:
