@@ -24,8 +24,7 @@ from api.webhook_shapes import (
     Try,
     TryError,
 )
-from shared import deliveries as life
-from shared import endpoints
+from shared import endpoints, redelivery
 from shared.ids import is_id
 from shared.tables import DeliveryStatus, deliveries, jobs
 from shared.tables import delivery_tries as tries
@@ -93,7 +92,7 @@ def routes(services: Services) -> APIBlueprint:
             row = _own(tx, path.id)
             if row.endpoint_id is not None:
                 _readdress(tx, row)
-            if not life.redeliver(tx, row):
+            if not redelivery.redeliver(tx, row):
                 raise Refused("not_ended", "The delivery has not ended: it is still tried.")
             delivery = read_delivery(tx, path.id)
         return Response(delivery.model_dump_json(), 202, content_type="application/json")
@@ -122,7 +121,7 @@ def _readdress(tx: Connection, row: Row[Any]) -> None:
     endpoint = endpoints.hold(tx, g.project_id, row.endpoint_id)
     if endpoint is None or endpoint.disabled_at is not None:
         raise Refused("endpoint_disabled", "The endpoint of this delivery is disabled or removed.")
-    life.readdress(tx, endpoint, deliveries.c.id == row.id, deliveries.c.completed_at.is_not(None))
+    redelivery.readdress(tx, endpoint, deliveries.c.id == row.id, deliveries.c.completed_at.is_not(None))
 
 
 def _page(connection: Connection, query: PageQuery, *conditions: ColumnElement[bool]) -> DeliveryList:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, exists, func, insert, select, update
 
-from shared import deliveries, receivers, webhook_secrets
+from shared import deliveries, receivers, redelivery, webhook_secrets
 from shared.database import now
 from shared.deliveries import Plan
 from shared.events import EventType
@@ -86,13 +86,13 @@ def change(tx: Connection, endpoint_id: str, **changes: Any) -> Row[Any]:
     ).one()
     if "url" in changes:
         receivers.move(tx, *receivers.receiver_of(row.project_id, row.url, row.id))
-        deliveries.readdress_pending(tx, row)
+        redelivery.readdress_pending(tx, row)
     return row
 
 
 def disable(tx: Connection, endpoint_id: str, reason: Disabled) -> None:
     """Tell it nothing any more. What waits for it has failed; the others of its project are told."""
-    deliveries.drop(tx, endpoint_id)  # first: it takes the receiver's lock, as everybody does who comes here
+    redelivery.drop(tx, endpoint_id)  # first: it takes the receiver's lock, as everybody does who comes here
     disabled = (
         update(endpoints)
         .where(endpoints.c.id == endpoint_id, endpoints.c.disabled_at.is_(None))
@@ -108,7 +108,7 @@ def drop_more(tx: Connection, endpoint_id: str) -> None:
     """Some more of what waited for an endpoint that is disabled or removed, if it still is. Its receiver is locked."""
     is_open = select(endpoints.c.id).where(endpoints.c.id == endpoint_id, endpoints.c.disabled_at.is_(None))
     if tx.execute(is_open).one_or_none() is None:
-        deliveries.drop(tx, endpoint_id)
+        redelivery.drop(tx, endpoint_id)
 
 
 def enable(tx: Connection, endpoint_id: str) -> Row[Any]:
@@ -119,7 +119,7 @@ def enable(tx: Connection, endpoint_id: str) -> Row[Any]:
 
 def remove(tx: Connection, endpoint_id: str) -> None:
     """Forget it and its secrets. What was sent to it stays written down."""
-    deliveries.drop(tx, endpoint_id)
+    redelivery.drop(tx, endpoint_id)
     tx.execute(delete(endpoints).where(endpoints.c.id == endpoint_id))  # before its secrets, as who replaces one does
     webhook_secrets.forget(tx, endpoint_id)
 
@@ -138,7 +138,7 @@ def redeliver_since(tx: Connection, endpoint: Row[Any], since: datetime) -> tupl
     Returns how many, and whether there is more. It is held.
     """
     since = max(since, endpoint.created_at)
-    again, has_more = deliveries.redeliver_failed(tx, endpoint, since, MOST_REDELIVERED)
+    again, has_more = redelivery.redeliver_failed(tx, endpoint, since, MOST_REDELIVERED)
     room = MOST_REDELIVERED - again
     earliest_id = f"evt_{int((since - _CLOCKS_DIFFER).timestamp() * 1000):012x}"
     was_told = exists().where(

@@ -12,6 +12,7 @@ import re
 import sys
 import threading
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -105,7 +106,7 @@ def place_of(error: BaseException) -> str:
     return "\n".join(parts)
 
 
-class _Formatter(logging.Formatter):
+class _Formatter(logging.Formatter, ABC):
     """A line of one process. `process` names it, as the Procfile does."""
 
     def __init__(self, process: str) -> None:
@@ -119,8 +120,9 @@ class _Formatter(logging.Formatter):
         line = self._line(record, fields, None if error is None else place_of(error))
         return _Hiding.clean(line)
 
+    @abstractmethod
     def _line(self, record: logging.LogRecord, fields: Mapping[str, object], place: str | None) -> str:
-        raise NotImplementedError
+        """The line of a record. `place`: where what it tells of was raised."""
 
     def _time(self, record: logging.LogRecord) -> str:
         return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

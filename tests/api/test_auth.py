@@ -50,7 +50,7 @@ def test_a_wrong_key_opens_nothing(stranger: Caller, services: Services) -> None
 def test_every_route_of_v1_asks_for_a_key(stranger: Caller) -> None:
     paths = stranger.get("/openapi.json").json["paths"]
     asked = [(path, method) for path, item in paths.items() for method in item if path.startswith("/v1/")]
-    assert len(asked) == 27
+    assert len(asked) == 28
     for path, method in asked:
         or_a_link: list[dict[str, list[str]]] = [{"link": []}] if path.endswith("/image") else []
         assert paths[path][method]["security"] == [*or_a_link, {"key": []}]

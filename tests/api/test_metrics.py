@@ -11,7 +11,7 @@ from sqlalchemy import insert, text, update
 
 from api.app import build, open_services
 from api.services import Services
-from shared import deliveries, jobs
+from shared import deliveries, jobs, redelivery
 from shared.breaker import Breaker, Reason, key, written
 from shared.database import now
 from shared.deliveries import Result
@@ -290,7 +290,7 @@ def test_deliveries_are_told_by_where_they_stand_and_their_tries_by_outcome(
     }
     with services.database.write() as tx:
         [row] = tx.execute(delivery_rows.select().where(delivery_rows.c.id == second.delivery_id))
-        assert deliveries.redeliver(tx, row)
+        assert redelivery.redeliver(tx, row)
     again = standing()
     assert again["darkroom_deliveries{status=pending}"] == 2 and "darkroom_deliveries{status=failed}" not in again
 

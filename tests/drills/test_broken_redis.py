@@ -22,7 +22,7 @@ def test_a_worker_with_every_slot_taken_lives_through_a_restart_of_redis(
     """With unacked or prefetched tickets Celery 5.7 dies of it: AttributeError in Channel._connparams, exit code 1."""
     running = running_on_sqlite
     running.start()
-    running.sandbox.trouble(delay=8)
+    running.sandbox.trouble(delay=25)  # longer than it takes to submit them all, on a slow machine too
     jobs = slots(running) + 5
     for _ in range(jobs):
         running.submit()

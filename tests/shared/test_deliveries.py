@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Row, insert, select, update
 
-from shared import deliveries, endpoints, receivers
+from shared import deliveries, endpoints, receivers, redelivery
 from shared.database import Database, now
 from shared.deliveries import PAUSES, Claim, Result
 from shared.events import TERMINAL_EVENTS
@@ -55,7 +55,7 @@ def rescue(database: Database) -> bool:
 def redeliver(database: Database) -> bool:
     row = the_one(database)
     with database.write() as tx:
-        return deliveries.redeliver(tx, row)
+        return redelivery.redeliver(tx, row)
 
 
 def settle(database: Database, claimed: Claim, result: Result) -> Disabled | None:

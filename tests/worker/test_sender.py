@@ -11,7 +11,7 @@ from sqlalchemy import Row, select, update
 from sqlalchemy.exc import OperationalError
 from standardwebhooks.webhooks import Webhook
 
-from shared import deliveries, endpoints, webhook_secrets
+from shared import deliveries, endpoints, redelivery, webhook_secrets
 from shared.database import Database, now
 from shared.tables import DeliveryStatus, Disabled, TryOutcome, delivery_tries, events
 from shared.tables import deliveries as table
@@ -255,7 +255,7 @@ def test_everything_arrives_at_a_receiver_that_was_down_for_three_days(
 def test_however_much_waits_for_an_endpoint_its_end_is_short(
     database: Database, receiver: Receiver, a_sender: Callable[..., Sender], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deliveries, "MOST_AT_ONCE", 3)
+    monkeypatch.setattr(redelivery, "MOST_AT_ONCE", 3)
     endpoint_id, _ = an_endpoint(database, receiver.url)
     sender = a_sender()
     happen(database, 12)
@@ -271,7 +271,7 @@ def test_however_much_waits_for_an_endpoint_its_end_is_short(
 def test_all_that_waits_goes_to_the_new_url(
     database: Database, receiver: Receiver, a_sender: Callable[..., Sender], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deliveries, "MOST_AT_ONCE", 2)
+    monkeypatch.setattr(redelivery, "MOST_AT_ONCE", 2)
     endpoint_id, _ = an_endpoint(database, "http://old.example/")
     sender = a_sender()
     happen(database, 5)
