@@ -33,7 +33,7 @@ from shared.database import AWAY, Database, now
 from shared.events import Event, event_object, jobs_of
 from shared.ids import is_id
 from shared.job_object import SHOWN, job_object, rfc3339
-from shared.progress import ProgressBoard
+from shared.progress import ProgressBoard, Report
 from shared.standing import TERMINAL
 from shared.tables import Status, events, jobs, projects
 
@@ -125,6 +125,7 @@ class JobStory(Story):
         self.subject = job_id
         self._board = board
         self._running_attempt: int | None = None
+        self._told: Report | None = None  # of its progress, so that nothing is told twice
 
     def start(self) -> Start:
         with self._database.read() as connection:
@@ -153,8 +154,9 @@ class JobStory(Story):
     def progress(self) -> Mapping[str, Any] | None:
         attempt = self._running_attempt
         report = None if attempt is None else self._board.latest(self.subject, attempt)
-        if report is None:
+        if report is None or report == self._told:  # what woke us was news of an attempt that is over
             return None
+        self._told = report
         preview = report.preview and {
             "content_type": "image/jpeg",
             "base64": base64.b64encode(report.preview).decode("ascii"),

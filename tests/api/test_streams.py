@@ -246,12 +246,18 @@ def test_a_stream_tells_how_far_the_job_is_between_its_events(api: Api) -> None:
         "progress": {"fraction": 0.25, "step": 5, "steps": 20},
         "preview": {"content_type": "image/jpeg", "base64": b64encode(b"a small picture").decode()},
     }
-    teller.tell(job, Report(claim.attempt + 1, 6, 20, None))  # of an attempt that is none: nobody shows it
+    other = ProgressTeller(client(api.settings))
+    other.tell(job, Report(claim.attempt + 1, 6, 20, None))  # of an attempt that is none: nobody shows it
+    with client(api.settings) as redis:
+        eventually("it is told", lambda: redis.exists(f"darkroom:progress:{job}:{claim.attempt + 1}"))
+    teller.tell(job, Report(claim.attempt, 7, 20, None))
+    assert stream.next()["data"]["data"]["progress"]["step"] == 7, "and nothing is told twice"
     api.succeed(claim)
     assert [message["event"] for message in stream.end()] == ["job.succeeded"]
     assert api.feed.round() == 3
     assert [feed.next()["event"] for _ in range(4)] == ["snapshot", "job.queued", "job.started", "job.succeeded"]
     teller.close()
+    other.close()
 
 
 def test_a_resume_at_every_point_misses_nothing_and_doubles_nothing(api: Api) -> None:
