@@ -274,7 +274,8 @@ def test_where_no_backend_can_the_one_is_named_that_could(services: Services) ->
     only_vendor = services.settings.model_copy(update={"backends": ("dataoorts",)})
     api = client_with(build(replace(services, settings=only_vendor)), KEY)
     response = api.post("/v1/jobs", json=body(image=b64(PNG)))
-    needs = f"No image is taken here: for {DEFAULT_MODEL} it needs the backend diffusers, which is not enabled."
+    who = "diffusers or automatic1111"
+    needs = f"No image is taken here: for {DEFAULT_MODEL} it needs the backend {who}, which is not enabled."
     assert response.json["errors"] == [{"pointer": IMAGE, "detail": needs}]
 
 

@@ -83,12 +83,12 @@ class Workshop:
             # Who comes by the vendor's door waits for the end of his own job, which is behind those left open.
             ends = itertools.repeat("succeeded") if request.path == "/api/v1" else iter([next(self._turns)])
             for end in ends:
-                if end == "queued" or not self._bring_to(end):
+                if end == "queued" or not self._bring_to(end, backend):
                     return
 
-    def _bring_to(self, end: str) -> bool:
+    def _bring_to(self, end: str, backend: str) -> bool:
         try:
-            claim = self._worker.claim()
+            claim = self._worker.claim(backend=backend)
         except ValueError:
             return False  # none is left
         if end == "succeeded":

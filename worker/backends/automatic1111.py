@@ -209,7 +209,7 @@ class Automatic1111:
             problem = str(error)
         if not call.sent:
             raise Failure(Kind.not_accepted, Billed.no, f"the server could not be reached ({problem})")
-        if call.expired:
+        if call.expired or not call.seconds_left:  # requests may have noticed first
             message = f"the server gave no whole answer in {self._deadline_seconds:g} seconds"
             raise Failure(Kind.transient, Billed.no, message)
         raise Failure(Kind.transient, Billed.no, f"the connection to the server broke ({problem})")
