@@ -12,7 +12,6 @@ thread that owns the card, and the model is loaded here, before Celery says that
 
 import logging
 import sys
-import threading
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -43,6 +42,7 @@ from worker.sender import Sender
 from worker.shared_breaker import SharedBreaker
 from worker.slots import Slots
 from worker.spool import Spool
+from worker.stop import Stop
 from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Worker:
     def __init__(self, wanted: Settings, queues: set[str], slots: int) -> None:
         self.name = presence.own_name()
         self.slots = slots
-        self.stopping = threading.Event()
+        self.stopping = Stop()
         self.slots_at_work = Slots(slots)
         self.hearing = Hearing()
         self.database = Database(wanted.database_url, connections=10, wait_seconds=30)

@@ -8,7 +8,6 @@ import logging
 import math
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -32,6 +31,7 @@ from shared.tables import jobs as table
 from worker import presence, tallying
 from worker.feed import AT_MOST, Feed, FeedClerk
 from worker.rerouting import Rerouting
+from worker.stop import Stop
 from worker.watchdog import Watchdog
 
 log = logging.getLogger("worker.sweep")
@@ -331,7 +331,7 @@ def main() -> None:
         sys.exit(f"darkroom sweep can't start:\n{error}")
     logs.configure(wanted.log_format, "worker-sweep")
     logs.hide(wanted.secrets)
-    stop = threading.Event()
+    stop = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     database = Database(wanted.database_url, connections=2)

@@ -25,7 +25,7 @@ def test_a_second_sigterm_makes_no_worker_drop_its_calls(running: Service) -> No
     worker.terminate()
     eventually("it is about to end", lambda: "shutdown" in running.log("worker-dataoorts"))
     worker.terminate()
-    assert worker.wait(60) == 0
+    assert worker.wait(180) == 0
     running.start("worker-dataoorts")
     assert running.all_ended(JOBS) == {"succeeded": JOBS}
     assert running.outcomes() == {"succeeded": JOBS} and running.sandbox.calls()["calls"] == JOBS
