@@ -12,7 +12,7 @@ from local.supervisor import Failure
 from tests.local.programs import eventually, lives, living_with, running
 from tests.local.test_up import NOTHING_GIVEN
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.mark.slow

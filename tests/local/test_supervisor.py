@@ -9,7 +9,7 @@ import pytest
 
 from tests.local.programs import eventually, lives, living_with, running
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 KEEP = "tests.local.keep"
 #: Says `up`, and `bye` when it is asked to end.
