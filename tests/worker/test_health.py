@@ -47,7 +47,9 @@ def asked(
 
 def test_a_worker_that_works_is_well_and_says_what_it_does(database: Database, asked: Asked) -> None:
     show(database, f"{HOST}:7", in_hand=3, done=1207)
-    assert asked() == (0, f"dataoorts ({HOST}:7): 3 of 200 slots in use, 1207 done, moved 0 s ago\n")
+    code, said = asked()
+    assert code == 0
+    assert re.fullmatch(rf"dataoorts \({HOST}:7\): 3 of 200 slots in use, 1207 done, moved \d s ago\n", said)
 
 
 @pytest.mark.parametrize("name", [(), ("worker-dataoorts",), ("dataoorts",), (f"{HOST}:7",)], ids=str)
@@ -75,7 +77,7 @@ def test_of_each_kind_the_latest_of_this_host_counts(database: Database, asked: 
     show(database, f"{HOST}:9", "deliver", age=1)
     show(database, f"{HOST}:10", "sweep", age=1)
     code, said = asked()
-    assert code == 0 and len(said.splitlines()) == 3 and "swept 1 s ago" in said
+    assert code == 0 and len(said.splitlines()) == 3 and re.search(r"swept \d s ago", said)
     show(database, f"{HOST}:9", "deliver", age=30)
     assert asked()[0] == asked("worker-webhooks")[0] == 1
     assert asked("worker-sweep")[0] == asked("worker-dataoorts")[0] == 0
