@@ -10,6 +10,8 @@ from tests.drills.systems import Drilled
 ROOM = 4_000_000
 #: More than fit, when all slots have one in their hands.
 PICTURE_BYTES = 100_000
+#: What the worker says then.
+FULL = "the spool can't be written"
 
 
 def put_spool_on_small_disk(system: Drilled) -> None:
@@ -21,18 +23,20 @@ def put_spool_on_small_disk(system: Drilled) -> None:
 def full_spool(run: Run) -> None:
     system, disk = run.system, run.system.disk
     system.vendor.wish(run.size.delay, PICTURE_BYTES)
-    run.submit(run.size.jobs)
-    for _ in run.moments():
+    for share in run.shares():
+        run.submit(share // 2)
+        run.pause(0.1 * run.size.submitting, 0.3 * run.size.submitting)
         run.fault()
         disk.fill()
+        run.submit(share - share // 2)  # somebody needs it, however long it took to fill
+        if system.spooled() is not None:
+            run.until("somebody needs the room", lambda: FULL in system.processes.log(system.worker))
         run.pause(0.5 * run.size.longest_fault, run.size.longest_fault)
         disk.free()
     run.settle()
     if system.spooled() is None:
         run.notes.append("it has no spool: nothing was broken")
     else:
-        full = "the spool can't be written" in system.processes.log(system.worker)
-        run.expect(full, "the spool was full when somebody needed it")
         run.until("nothing is left on the spool", lambda: not system.spooled(), run.quiet_seconds)
     expect_served(run, picture(PICTURE_BYTES))
 
@@ -41,7 +45,7 @@ DRILL = Drill(
     "full_spool",
     "With a full spool every picture still gets to the database",
     full_spool,
-    long=Size(2000, faults=6, submitting=60, longest_fault=8),
+    long=Size(2000, faults=6, submitting=10, longest_fault=8),
     short=Size(60, faults=1, submitting=2, longest_fault=2, delay=1),
     prepare=put_spool_on_small_disk,
     hindrance=no_small_disk,
