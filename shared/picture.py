@@ -18,7 +18,7 @@ import sys
 import warnings
 import zlib
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 # The plugins by name: otherwise Image.open imports every plugin there is as soon as WEBP is asked for.
 from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError, WebPImagePlugin
@@ -79,12 +79,11 @@ def inspect(data: bytes) -> Facts:
     name = image_format(data)
     if name is None:
         raise Unfit("not a PNG, JPEG or WEBP picture")
-    if name == "PNG":
-        _check_png_chunks(data)
+    unpacked = name == "PNG" and _check_png(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            return _decode(name, data)
+            return _decode(name, data, unpacked)
     except Unfit:
         raise
     except MemoryError:
@@ -97,13 +96,15 @@ def inspect(data: bytes) -> Facts:
         raise Unfit(f"the {name} picture cannot be decoded: {type(error).__name__}: {str(error)[:120]}") from None
 
 
-def _decode(name: str, data: bytes) -> Facts:
+def _decode(name: str, data: bytes, unpacked: bool) -> Facts:
+    """`unpacked`: what a decoder does with the pixels was done, so that it only has to read what stands before them."""
     with Image.open(BytesIO(data), formats=(name,)) as image:
         width, height = image.size
         _check_size(width, height)
         if getattr(image, "n_frames", 1) != 1:
             raise Unfit("the picture is animated or has several frames")
-        image.load()
+        if not unpacked:
+            image.load()
         return Facts(CONTENT_TYPES[name], width, height, _is_turned(image))
 
 
@@ -111,7 +112,9 @@ def _is_turned(image: Image.Image) -> bool | None:
     # What is wrong here is no fault of the picture: a vendor's is as good as any other, and what to do about a client's
     # is for others to say.
     try:
-        exif = image.getexif()
+        # Not the PNG plugin's own, which decodes the pixels to get at what stands behind them: they are decoded, or
+        # nothing stands there.
+        exif = Image.Image.getexif(image)
         orientation = exif.get(ExifTags.Base.Orientation, 1)
         if orientation != 1:
             exif.tobytes()  # whoever turns it has to write them anew
@@ -120,9 +123,13 @@ def _is_turned(image: Image.Image) -> bool | None:
     return orientation in _QUARTER_TURNS
 
 
-def _check_png_chunks(data: bytes) -> None:
-    """Refuse a PNG that is not there to its end. The decoders of the other formats do; this one takes what it gets."""
-    position, missing, inflater = 8, 0, zlib.decompressobj()
+def _check_png(data: bytes) -> bool:
+    """Refuse a PNG that is not there to its end. The decoders of the other formats do; this one takes what it gets.
+
+    True if it is as models make them and every pixel of it was unpacked and found well: then a decoder would find
+    nothing else, and need as long again. False: let one look at it.
+    """
+    position, before, plain, pixels = 8, b"", True, None
     for _ in range(MOST_PNG_CHUNKS):
         if position + 12 > len(data):
             raise Unfit("the PNG picture is cut short")
@@ -134,46 +141,60 @@ def _check_png_chunks(data: bytes) -> None:
         if zlib.crc32(data[position + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
             raise Unfit("the PNG picture is damaged: a checksum is wrong")
         if name == b"IHDR":
-            missing = _png_bytes(data[position + 8 : end - 4])
-        elif name == b"IDAT":
-            missing -= _inflated_size(inflater, data[position + 8 : end - 4], missing)
+            plain = plain and before == b""
+            pixels = _PngPixels(data[position + 8 : end - 4])
+        elif name == b"IDAT" and pixels is not None:
+            plain = plain and pixels.untouched == (before != b"IDAT")
+            pixels.unpack(data[position + 8 : end - 4])
         elif name == b"IEND":
             # The decoder would leave the missing rows black without a word.
-            if missing:
+            if pixels is not None and pixels.missing:
                 raise Unfit("the PNG picture has too few pixels")
-            return
-        position = end
+            return plain and before == b"IDAT" and pixels is not None and pixels.plain
+        position, before = end, name
     raise Unfit("the PNG picture has too many chunks")
 
 
-def _png_bytes(header: bytes) -> int:
-    """How many bytes the pixels of a PNG take before compression."""
-    try:
-        width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", header)
-        bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
-    except (struct.error, KeyError):
-        raise Unfit("the PNG picture has no valid header") from None
-    _check_size(width, height)
-    # Adam7: (first column, first row, step between columns, step between rows) of each pass.
-    adam7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-    total = 0
-    for left, top, across, down in adam7 if interlace else ((0, 0, 1, 1),):
-        columns, rows = max(-(-(width - left) // across), 0), max(-(-(height - top) // down), 0)
-        if columns:
-            total += rows * (1 + (columns * bits + 7) // 8)
-    return total
+class _PngPixels:
+    """The pixels of a PNG as they are unpacked. `missing`: how many bytes of them have not come yet."""
 
+    #: What a row may begin with: none, sub, up, average, Paeth.
+    LAST_FILTER = 4
 
-def _inflated_size(inflater: Any, data: bytes, most: int) -> int:
-    """How much comes out of this part of a compressed stream; never unpacks more than `most` bytes."""
-    size = 0
-    try:
-        while data and size < most:
-            size += len(inflater.decompress(data, min(most - size, 1 << 20)))
-            data = inflater.unconsumed_tail
-    except zlib.error:
-        raise Unfit("the PNG picture is damaged: it cannot be decompressed") from None
-    return size
+    def __init__(self, header: bytes) -> None:
+        try:
+            width, height, depth, colour, compression, filtering, interlace = struct.unpack(">IIBBBBB", header)
+            bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+        except (struct.error, KeyError):
+            raise Unfit("the PNG picture has no valid header") from None
+        _check_size(width, height)
+        # Adam7: (first column, first row, step between columns, step between rows) of each pass.
+        adam7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+        self.missing = 0
+        for left, top, across, down in adam7 if interlace else ((0, 0, 1, 1),):
+            columns, rows = max(-(-(width - left) // across), 0), max(-(-(height - top) // down), 0)
+            if columns:
+                self.missing += rows * (1 + (columns * bits + 7) // 8)
+        #: Grey, RGB or RGBA of 8 bits, not interlaced: each row is its filter and so many bytes, and any bytes will do.
+        self.plain = depth == 8 and colour in (0, 2, 6) and (compression, filtering, interlace) == (0, 0, 0)
+        self.untouched = True
+        self._row = 1 + width * bits // 8
+        self._to_next_row = 0
+        self._inflater = zlib.decompressobj()
+
+    def unpack(self, data: bytes) -> None:
+        """The next part of the compressed stream. Never unpacks more than is missing."""
+        self.untouched = False
+        try:
+            while data and self.missing:
+                part = self._inflater.decompress(data, min(self.missing, 1 << 20))
+                if self.plain and max(part[self._to_next_row :: self._row], default=0) > self.LAST_FILTER:
+                    raise Unfit("the PNG picture is damaged: there is no such filter")
+                self._to_next_row = (self._to_next_row - len(part)) % self._row
+                self.missing -= len(part)
+                data = self._inflater.unconsumed_tail
+        except zlib.error:
+            raise Unfit("the PNG picture is damaged: it cannot be decompressed") from None
 
 
 def _check_size(width: int, height: int) -> None:

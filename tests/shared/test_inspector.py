@@ -29,10 +29,10 @@ def fragile(behaviour: str) -> Sequence[str]:
         import os, sys, time
         from shared import picture
         healthy = picture._decode
-        def decode(name, data):
+        def decode(name, data, unpacked):
             if b"trigger" in data:
                 {behaviour}
-            return healthy(name, data)
+            return healthy(name, data, unpacked)
         picture._decode = decode
         picture.serve(0)
     """
@@ -284,8 +284,11 @@ def test_a_hanging_process_whose_parent_cannot_end_it_ends_itself() -> None:
     command = [*command[:2], command[2].replace("picture.serve", "picture.CHILD_ALARM_SECONDS = 1; picture.serve")]
     ours, theirs = socket.socketpair()
     with ours, theirs, subprocess.Popen(command, stdin=theirs.fileno(), cwd=ROOT) as child:
-        ours.sendall(len(BAD).to_bytes(4, "big") + BAD)
-        assert child.wait(10) == -signal.SIGALRM
+        try:
+            ours.sendall(len(BAD).to_bytes(4, "big") + BAD)
+            assert child.wait(10) == -signal.SIGALRM
+        finally:
+            child.kill()
 
 
 def test_the_program_imports_nothing_that_makes_its_start_slow() -> None:

@@ -160,6 +160,53 @@ def test_a_mutated_picture_is_judged_and_never_raises_anything_else(kind: str, d
     assert facts.width * facts.height <= picture.MOST_PIXELS
 
 
+def with_right_checksums(data: bytes) -> bytes:
+    position, parts = 8, [data[:8]]
+    while position + 12 <= len(data):
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        body = data[position : end - 4]
+        parts.append(body + zlib.crc32(body[4:]).to_bytes(4, "big"))
+        position = end
+    return b"".join(parts)
+
+
+@settings(max_examples=500)
+@given(
+    mode=st.sampled_from(["L", "RGB", "RGBA"]),
+    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    level=st.sampled_from([0, 9]),
+    changes=st.lists(st.tuples(st.integers(8, 10_000), st.integers(0, 255)), max_size=3),
+)
+def test_a_png_whose_pixels_are_not_decoded_again_is_one_that_the_decoder_takes(
+    mode: str, size: tuple[int, int], level: int, changes: list[tuple[int, int]]
+) -> None:
+    content = bytearray(whole("PNG", *size, mode, compress_level=level))
+    for place, value in changes:
+        content[place % len(content)] = value
+    data = with_right_checksums(bytes(content))
+    try:
+        facts = inspect(data)
+    except Unfit:
+        return
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        image.load()
+        assert (facts.width, facts.height) == image.size
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_what_a_model_makes_is_unpacked_once(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(image: Image.Image) -> None:
+        raise AssertionError("unpacked again")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    assert inspect(whole("PNG", 64, 48, mode))[1:3] == (64, 48)
+    with pytest.raises(Unfit, match="no such filter"):
+        inspect(png(pixels=zlib.compress(b"\x05" * 72)))
+    text_behind = whole("PNG", 64, 48, mode)[:-12] + chunk(b"tEXt", b"a\0b") + chunk(b"IEND", b"")
+    with pytest.raises(Unfit, match="unpacked again"):
+        inspect(text_behind)  # what stands behind the pixels is for the decoder to judge
+
+
 def test_the_size_is_refused_before_a_single_pixel_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(image: Image.Image) -> None:
         raise AssertionError("decoded")
