@@ -3,7 +3,6 @@
 Keys are stored as an HMAC under SECRET_KEY, found by their first characters and compared in constant time.
 """
 
-import hashlib
 import hmac
 import logging
 import re
@@ -42,7 +41,7 @@ _KEY = re.compile(r"dk_[\x21-\x7e]{8,}")
 
 def hash_key(key: str, secret_key: str) -> str:
     """What is stored of a key."""
-    return hmac.new(secret_key.encode(), key.encode(), hashlib.sha256).hexdigest()
+    return hmac.digest(secret_key.encode(), key.encode(), "sha256").hex()
 
 
 def install_bootstrap_key(database: Database, settings: Settings) -> None:

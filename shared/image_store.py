@@ -46,6 +46,7 @@ class ImageStore(Protocol):
         """Forget a picture. Not being there is fine."""
 
 
+_PUT = insert(images).values(created_at=now())  # built once: that takes longer than to run it
 _DESCRIPTION: Sequence[Any] = [column for column in images.c if column.name not in ("data", "created_at")]
 
 
@@ -59,7 +60,7 @@ class DatabaseImageStore:
         values = {name: getattr(image, name) for name in Image.__slots__}
         try:
             with self._database.write() as tx:
-                tx.execute(insert(images).values(**values, data=data, created_at=now()))
+                tx.execute(_PUT, {**values, "data": data})
         except IntegrityError:
             # It is there already: the first try was committed, and its answer lost.
             pass

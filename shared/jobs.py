@@ -362,5 +362,5 @@ def close_attempt(
 
 def end_of(tx: Connection, job_id: str) -> tuple[Status, int | None]:
     """Where a job stands, and the attempt whose picture it points at."""
-    row = tx.execute(select(jobs.c.status, jobs.c.image_attempt).where(jobs.c.id == job_id)).one()
+    row = tx.execute(moves.END_OF, {"its_id": job_id}).one()
     return Status(row.status), row.image_attempt

@@ -19,7 +19,6 @@ from sqlalchemy import (
     exists,
     func,
     insert,
-    literal,
     or_,
     select,
     tuple_,
@@ -29,7 +28,7 @@ from sqlalchemy import (
 from shared.database import now, now_ms
 from shared.events import EVENT_OF
 from shared.ids import new_id
-from shared.standing import CLAIMABLE, NEVER_TRIED, TERMINAL, is_status, too_old
+from shared.standing import CLAIMABLE, NEVER_TRIED, TERMINAL, is_status, spelt, too_old
 from shared.tables import Billed, Outcome, Status, attempts, events, jobs
 
 SUBMIT = (
@@ -52,6 +51,15 @@ SUBMIT = (
     .returning(jobs)
 )
 _RECORD = insert(events).values(created_at=now())
+
+
+#: What is read of a job that was moved: for its event, and for a claim. Not all of it: reading a row takes longer than
+#: writing it.
+_MOVED = (
+    *(jobs.c.id, jobs.c.project_id, jobs.c.sequence, jobs.c.attempts, jobs.c.error, jobs.c.backend, jobs.c.routing),
+    *(jobs.c.fence, jobs.c.model, jobs.c.input, jobs.c.failures, jobs.c.refusals, jobs.c.crashes),
+    *(jobs.c.request_id, jobs.c.backend_asked),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +87,9 @@ def _move(
     mine = [jobs.c.fence == bindparam("its_fence")] if fenced else []
     statement = (
         update(jobs)
-        .where(jobs.c.id == bindparam("its_id"), jobs.c.status.in_(allowed), *mine, *conditions)
+        .where(jobs.c.id == bindparam("its_id"), is_status(*allowed), *mine, *conditions)
         .values(status=to, sequence=jobs.c.sequence + 1, **changes)
-        .returning(jobs)
+        .returning(*_MOVED)
     )
     return Move(to, statement)
 
@@ -148,7 +156,7 @@ _SUSPECT = jobs.c.crashes + 1 >= bindparam("max_crashes", type_=Integer)
 _other = jobs.alias("other")
 _NO_SUSPECT_HERE = ~exists(
     select(_other.c.id).where(
-        _other.c.status == literal(Status.running.value, literal_execute=True),
+        _other.c.status == spelt(Status.running),
         _other.c.worker == bindparam("by_worker", type_=String),
         _other.c.crashes + 1 >= bindparam("max_crashes", type_=Integer),
     )
@@ -186,7 +194,7 @@ MAKE_READY = (
 )
 REMOVE_DATA = (
     update(jobs)
-    .where(jobs.c.id == bindparam("its_id"), jobs.c.status.in_(TERMINAL))
+    .where(jobs.c.id == bindparam("its_id"), is_status(*sorted(TERMINAL)))
     .values(
         data_removed=True,
         input={},
@@ -212,11 +220,15 @@ CLOSE_ATTEMPT = (
     .where(
         attempts.c.job_id == bindparam("its_id"),
         attempts.c.number == bindparam("its_number"),
-        attempts.c.outcome.in_((Outcome.running, Outcome.unknown)),
+        attempts.c.outcome.in_((spelt(Outcome.running), spelt(Outcome.unknown))),
     )
     .values(completed_at=now())
     .returning(attempts.c.number)
 )
+
+
+#: Where a job stands, and the attempt whose picture it points at.
+END_OF = select(jobs.c.status, jobs.c.image_attempt).where(jobs.c.id == bindparam("its_id"))
 
 
 def record(tx: Connection, job: Row[Any], status: Status, data: dict[str, Any]) -> None:

@@ -40,11 +40,12 @@ class Closing:
             warnings=[{"code": warning.code, "message": warning.message} for warning in picture.warnings],
         )
         self._images.put(image, picture.data)
+        pointed_at: int | None = attempt
         with self._database.write() as tx:
-            if claim is None or not jobs.succeed(tx, claim, image):
-                jobs.adopt(tx, image)
-            # Asked, not remembered: this may be the second try at a commit whose answer was lost.
-            status, pointed_at = jobs.end_of(tx, job_id)
+            if (claim is not None and jobs.succeed(tx, claim, image)) or jobs.adopt(tx, image):
+                status = Status.succeeded
+            else:  # somebody else decided, or we did: this may be the second try at a commit whose answer was lost
+                status, pointed_at = jobs.end_of(tx, job_id)
             jobs.close_attempt(tx, job_id, attempt, outcome_of(status), Billed.yes)
         if pointed_at != attempt:
             self._images.remove(job_id, attempt)
