@@ -42,7 +42,10 @@ class SqliteWriter:
     LOOK_SECONDS = 0.25
 
     def __init__(self, engine: Engine, busy_seconds: float) -> None:
-        """`engine`: of one connection, with a busy timeout of 0. `busy_seconds`: how long others may be waited for."""
+        """`engine`: of one connection, with a busy timeout of 0.
+
+        `busy_seconds`: how long a transaction may wait to begin, for threads of this process and for other processes.
+        """
         self._engine = engine
         self._busy_seconds = busy_seconds
         self._turn = threading.Lock()
@@ -52,10 +55,15 @@ class SqliteWriter:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """A transaction: committed when the block is left, or without a trace if the block raises."""
-        self._wait_for_turn()
+        """A transaction: committed when the block is left, or without a trace if the block raises.
+
+        OperationalError if it could not begin in time: one deadline for all of the waiting, or the hundredth thread
+        behind another process's lock would wait a hundred times as long as the first.
+        """
+        deadline = time.monotonic() + self._busy_seconds
+        self._wait_for_turn(deadline)
         try:
-            group = self._open or self._begin()
+            group = self._open or self._begin(deadline)
             shared = group.size > 0
             if shared:
                 _run(group.connection, "SAVEPOINT mine")
@@ -73,20 +81,22 @@ class SqliteWriter:
             self._turn.release()
         self._wait_for_commit(group)
 
-    def _wait_for_turn(self) -> None:
+    def _wait_for_turn(self, deadline: float) -> None:
+        """Who gives up is waited for by nobody: a group that was left open for it is committed by one of its own."""
         with self._counting:
             self._waiting += 1
         try:
-            self._turn.acquire()
+            in_time = self._turn.acquire(timeout=max(deadline - time.monotonic(), 0))
         finally:
             with self._counting:
                 self._waiting -= 1
+        if not in_time:
+            raise OperationalError("BEGIN IMMEDIATE", None, sqlite3.OperationalError("database is locked"))
 
-    def _begin(self) -> _Group:
+    def _begin(self, deadline: float) -> _Group:
         connection = self._engine.connect()
         try:
             connection.begin()  # for SQLAlchemy, so that nobody inside begins or commits by himself
-            deadline = time.monotonic() + self._busy_seconds
             while True:
                 try:
                     _run(connection, "BEGIN IMMEDIATE")  # one that reads first and writes then can fail at once

@@ -2,8 +2,10 @@
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 
 import pytest
@@ -11,7 +13,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from shared import sqlite_writer
-from shared.database import Database
+from shared.database import AWAY, Database
 from shared.sqlite_writer import SqliteWriter
 from tests.service import eventually
 
@@ -21,6 +23,7 @@ class Crowd:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self.path = database.url.removeprefix("sqlite:///")
         assert database._writer is not None
         self.writer: SqliteWriter = database._writer
         self._pool = ThreadPoolExecutor(40)
@@ -171,3 +174,68 @@ def test_a_thread_that_was_expected_and_gave_up_costs_the_others_a_moment_and_no
     eventually("it waits for the commit", lambda: crowd.writer._open is not None and not crowd.writer._turn.locked())
     crowd.writer._waiting = 0
     assert future.result(30) == [1]
+
+
+def test_all_who_wait_behind_another_process_give_up_at_one_time_and_not_one_after_the_other(crowd: Crowd) -> None:
+    crowd.writer._busy_seconds = 1.0
+    with closing(sqlite3.connect(crowd.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        futures = [crowd._pool.submit(crowd.note, n) for n in range(1, 31)]
+        assert all(isinstance(future.exception(60), AWAY) for future in futures)
+        assert time.monotonic() - began < 15  # thirty waits of a second, one behind the other
+    assert crowd.writer._waiting == 0 and crowd.note(99) == [99]
+
+
+def test_who_waited_for_its_turn_in_vain_is_no_longer_expected_and_the_others_commit(crowd: Crowd) -> None:
+    inside, go = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with crowd.database.write() as tx:
+            inside.set()
+            assert go.wait(30)
+            tx.execute(text("INSERT INTO notes (n) VALUES (0)"))
+
+    slow = crowd._pool.submit(first)
+    assert inside.wait(30)
+    crowd.writer._busy_seconds = 0.1
+    hasty = [crowd._pool.submit(crowd.note, n) for n in (1, 2)]
+    said = [future.exception(30) for future in hasty]
+    assert all(isinstance(error, AWAY) and "database is locked" in str(error) for error in said)
+    go.set()
+    slow.result(30)
+    assert crowd.notes() == [0] and crowd.commits == 1 and crowd.writer._waiting == 0
+
+
+def test_a_group_that_was_left_open_for_one_who_gives_up_is_committed_all_the_same(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first leaves its transaction open for the second, which gives up in that very moment."""
+    monkeypatch.setattr(SqliteWriter, "LOOK_SECONDS", 0.05)
+    left = threading.Event()
+
+    class Turn:
+        """A lock whose release lets nobody in before the one who waits has given up."""
+
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+        def acquire(self, timeout: float = -1) -> bool:
+            if timeout >= 0 and self.lock.locked():
+                assert left.wait(30)
+                return False
+            return self.lock.acquire(timeout=timeout)
+
+        def release(self) -> None:
+            self.lock.release()
+            left.set()
+
+        def __enter__(self) -> None:
+            self.lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.lock.release()
+
+    crowd.writer._turn = Turn()  # type: ignore[assignment]
+    first, second = crowd.together(lambda: crowd.note(1))
+    assert first.result(30) == [0] and isinstance(second.exception(30), AWAY)
