@@ -24,7 +24,7 @@ from bench.figures import number, percentile
 from bench.machine import description
 from shared import jobs
 from shared.catalogue import MODELS
-from shared.database import Database, now
+from shared.database import Database, now, take_as_long_as_it_needs
 from shared.ids import new_id
 from shared.jobs import Terms
 from shared.settings import Settings
@@ -73,6 +73,7 @@ class Backlog:
             with self.database.write() as tx:
                 tx.execute(insert(table), rows)
         with self.database.write() as tx:
+            take_as_long_as_it_needs(tx)
             tx.execute(table.update().where(~table.c.ready, table.c.ready_at.is_(None)).values(ready_at=now(86400)))
         self._settle()
 

@@ -17,13 +17,14 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import BigInteger, TypeDecorator, TypeEngine
 
+from shared.sqlite_limit import LimitedConnection
 from shared.sqlite_writer import SqliteWriter
 
 #: What a statement raises while the database is away, full, locked, or shutting down. The work is not lost: try later.
 AWAY = (OperationalError, InterfaceError, PoolTimeout)
 
-#: How long a statement may wait for another process's lock. Below the shortest lease (10 s), so that a worker
-#: that waits for a lock still renews in time.
+#: How long a statement may wait for another process's lock, and on SQLite a transaction for its turn. Below the
+#: shortest lease (10 s), so that a worker that waits for a lock still renews in time.
 BUSY_SECONDS = 8
 
 
@@ -144,9 +145,8 @@ def _engine(url: str, connections: int, wait_seconds: float) -> Engine:
     pool = {"pool_size": connections, "max_overflow": 0, "pool_timeout": wait_seconds, "hide_parameters": True}
     if url.startswith("sqlite"):
         # isolation_level None: the driver begins nothing by itself; write() does.
-        engine = create_engine(
-            url, connect_args={"timeout": BUSY_SECONDS, "isolation_level": None, "check_same_thread": False}, **pool
-        )
+        its = {"timeout": BUSY_SECONDS, "isolation_level": None, "check_same_thread": False}
+        engine = create_engine(url, connect_args={**its, "factory": LimitedConnection}, **pool)
         event.listen(engine, "connect", _prepare_sqlite)
         return engine
     limits = {  # milliseconds
@@ -175,11 +175,13 @@ def _engine(url: str, connections: int, wait_seconds: float) -> Engine:
 
 
 def take_as_long_as_it_needs(tx: Connection) -> None:
-    """No limit for the statements of this transaction: for migrations. On PostgreSQL its connection keeps none."""
+    """No limit for the statements of this transaction, except in waiting for locks. Its connection keeps none."""
+    driver: Any = tx.connection.driver_connection
     if tx.dialect.name == "postgresql":
         tx.execute(text("SET LOCAL statement_timeout = 0"))
-        tx.execute(text("SET LOCAL lock_timeout = 0"))
-        tx.connection.driver_connection.answer_seconds = None  # type: ignore[union-attr]  # a PatientConnection
+        driver.answer_seconds = None  # a PatientConnection
+    else:
+        driver.statement_seconds = None  # a LimitedConnection
 
 
 def _count_as_away(context: ExceptionContext) -> None:
