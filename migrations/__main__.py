@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import migrations
-from shared import settings
+from shared import logs, settings
 from shared.database import Database
 
 if sys.argv[1:2] == ["new"] and len(sys.argv) == 3:
@@ -18,8 +18,10 @@ elif sys.argv[1:]:
     sys.exit('usage: python -m migrations [new "what it changes"]')
 else:
     try:
-        database = Database(settings.load().database_url)
-    except settings.SettingsError as error:
+        wanted = settings.load()
+        logs.configure(wanted.log_format, "migrate")
+        database = Database(wanted.database_url)
+        migrations.upgrade(database)
+        database.close()
+    except (settings.SettingsError, migrations.InUse) as error:
         sys.exit(f"darkroom can't migrate the database:\n{error}")
-    migrations.upgrade(database)
-    database.close()

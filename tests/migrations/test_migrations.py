@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from shared import settings, tallies
 from shared.database import Database
 from shared.tables import metadata
 from tests.servers import PostgresServer
+from tests.service import eventually
 from worker.feed import Feed
 
 NOW = "2026-11-01 12:00:00.000"
@@ -98,3 +102,63 @@ def test_who_begins_to_count_in_the_middle_counts_the_queue_right(
     assert counted["queued", "dataoorts"] == 3  # waits, came_back, new
     assert counted["jobs_submitted",] == counted["jobs_ended", "canceled"] == 1  # since then
     database.close()
+
+
+class Blocked:
+    """A database a migration behind, in which somebody has read jobs and does not end his transaction."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self.database = Database(server.url(server.new_database()))
+        self.other = Database(self.database.url, connections=1)
+        with self.database.write() as tx:
+            command.upgrade(migrations._config(tx), "0005")
+        self._stack = ExitStack()
+        self._tx = self._stack.enter_context(self.other.write())
+        self._tx.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        self._tx.execute(text("SELECT count(*) FROM jobs"))
+        self.process = self._tx.scalar(text("SELECT pg_backend_pid()"))
+
+    def end(self) -> None:
+        self._stack.close()
+
+    def close(self) -> None:
+        self.end()
+        self.other.close()
+        self.database.close()
+
+
+@pytest.fixture
+def blocked(postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Blocked]:
+    monkeypatch.setattr(migrations, "LOCK_SECONDS", 0.5)
+    monkeypatch.setattr(migrations, "PAUSE_SECONDS", 0.1)
+    blocked = Blocked(postgres)
+    yield blocked
+    blocked.close()
+
+
+def test_a_migration_that_waits_for_a_lock_lets_the_others_through_and_goes_on_when_it_is_free(
+    blocked: Blocked, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        migrating = pool.submit(migrations.upgrade, blocked.database)
+        eventually("it says that it waits", lambda: "a lock is not to be had" in caplog.text)
+        for _ in range(5):  # a reader whose limit (8 s) is far above the wait of the migration
+            with blocked.database.read() as connection:
+                assert connection.scalar(text("SELECT count(*) FROM jobs")) == 0
+        assert not migrating.done()
+        blocked.end()
+        migrating.result(60)
+    assert f"the oldest transaction is process {blocked.process} (darkroom, idle in transaction" in caplog.text
+    with blocked.database.read() as connection:
+        assert migrations.current(connection) == migrations.newest()
+
+
+def test_a_migration_that_never_gets_its_lock_changes_nothing_and_says_whose_it_is(
+    blocked: Blocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "TRIED_SECONDS", 1.0)
+    with pytest.raises(migrations.InUse, match=rf"process {blocked.process} .*End it, with") as raised:
+        migrations.upgrade(blocked.database)
+    assert "nothing was changed" in str(raised.value)
+    with blocked.database.read() as connection:
+        assert migrations.current(connection) == "0005"
