@@ -1,6 +1,7 @@
 """One attempt at one job, top to bottom: claim, read its image, generate, spool, judge, put the picture, close."""
 
 import logging
+import math
 import random
 import threading
 import time
@@ -34,8 +35,8 @@ log = logging.getLogger(__name__)
 _Done = TypeVar("_Done")
 
 
-class _LeftOnTheSpool(Exception):
-    """The process stops before it could be done. The picture is safe on the disk: the next worker offers it."""
+class _Left(Exception):
+    """The process stops before it could be done. No picture is lost: what was received is on the disk."""
 
 
 class Generation:
@@ -44,6 +45,9 @@ class Generation:
     #: Between two tries to judge or store what came back while nobody can. A picture that was received is paid for: it
     #: is never thrown away, and the slot waits with it.
     AWAY_PAUSE_SECONDS = 1.0
+    #: What is no picture is told to a database that is away for so long once the process is to stop. Then the lease
+    #: gives the job back, and the sweep closes the attempt as `unknown`.
+    STOPPING_SECONDS = 10.0
 
     def __init__(
         self,
@@ -131,7 +135,7 @@ class Generation:
         """From a claim to its end, whatever that is."""
         permit = self._permits.pop((claim.job_id, claim.fence), Permit(1))
         its = {"job_id": claim.job_id, "attempt": claim.attempt, "request_id": claim.request_id}
-        with logs.about(**its, backend=self._backend.name), self._leases.holding(claim), suppress(_LeftOnTheSpool):
+        with logs.about(**its, backend=self._backend.name), self._leases.holding(claim), suppress(_Left):
             began = time.monotonic()
             try:
                 starts_from = self._starts_from(claim)
@@ -145,11 +149,13 @@ class Generation:
                 self._breaker.withdraw(permit)
                 self._let_go(claim)
             if isinstance(outcome, Unjudged) and entry is not None:
-                outcome = self._until_done(lambda: self._judge(claim, entry.data), entry)
+                outcome = self._until_done(lambda: self._judge(claim, entry.data), entry, is_picture=True)
             if isinstance(outcome, Picture):
                 picture = outcome
                 status = self._until_done(
-                    lambda: self._closing.with_picture(claim.job_id, claim.attempt, picture, claim), entry
+                    lambda: self._closing.with_picture(claim.job_id, claim.attempt, picture, claim),
+                    entry,
+                    is_picture=True,
                 )
                 _tell(outcome_of(status), Billed.yes, None, time.monotonic() - began)
             else:
@@ -254,13 +260,17 @@ class Generation:
         self,
         step: Callable[[], _Done],
         entry: Entry | None = None,
+        *,
+        is_picture: bool = False,
         said: str = "holding what came back until it can be judged and stored",
     ) -> _Done:
         """Do it, and again for as long as the database is away, or whoever judges pictures. A step may run twice.
 
-        Raises _LeftOnTheSpool if the process is to stop meanwhile and the picture, `entry`, is on the disk.
+        Raises _Left if the process is to stop meanwhile: at once if what came, `entry`, is on the disk; after
+        STOPPING_SECONDS if nothing is held that was paid for. A picture that is in memory alone is held on to.
         """
-        told = False
+        told, on_disk = False, entry is not None and entry.path is not None
+        give_up_at = math.inf
         while True:
             self._slots.hold()
             try:
@@ -270,11 +280,16 @@ class Generation:
                     log.warning("%s (%s)", said, type(error).__name__)
                     told = True
                 self._slots.found_database_away()
-            if entry is None or entry.path is None:
-                threading.Event().wait(self.AWAY_PAUSE_SECONDS)
-            elif self._stopping.wait(self.AWAY_PAUSE_SECONDS):
+            if not self._stopping.wait(self.AWAY_PAUSE_SECONDS):
+                continue
+            if on_disk:
                 log.warning("stopping; its picture waits on the spool for the next worker")
-                raise _LeftOnTheSpool
+                raise _Left
+            give_up_at = min(give_up_at, time.monotonic() + self.STOPPING_SECONDS)
+            if not is_picture and time.monotonic() >= give_up_at:
+                log.warning("stopping; the database is away, so the job's lease gives it back")
+                raise _Left
+            time.sleep(self.AWAY_PAUSE_SECONDS)
 
 
 def _tell(outcome: Outcome, billed: Billed, kind: str | None, seconds: float) -> None:

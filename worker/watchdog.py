@@ -39,6 +39,8 @@ DEAF_SECONDS = 50.0
 UNTOLD_SECONDS = 35.0
 #: From which silence on Redis is asked whether it is the one that says nothing.
 ASK_SECONDS = 6.0
+#: So long, beyond what calls may take, a worker that is stuck holds what it can't store. It may itself be the reason.
+HELD_SECONDS = 600.0
 #: Tickets have lain in the queue for so long, and none has come here although a slot is free.
 IGNORED_SECONDS = 40.0
 
@@ -191,8 +193,15 @@ class Watchdog:
             faulthandler.dump_traceback(STDERR)
 
     def _let_calls_end(self) -> None:
-        """Those that are within their time; `stopping` is set, so that nothing more is claimed."""
-        while self._slots is not None and not self._closed.wait(TICK_SECONDS):
+        """Those that are within their time; `stopping` is set, so that nothing more is claimed.
+
+        A slot that holds a picture until the database is back begins its step again and again, and is never late: so
+        all of it has an end.
+        """
+        if self._slots is None:
+            return
+        longest = max((slot.limit_seconds for slot in self._slots.at_work()), default=0.0) + HELD_SECONDS
+        while self._ages.of("ending", True) < longest and not self._closed.wait(TICK_SECONDS):
             self._ages.tick()
             late = self._late()
             if not [slot for slot in self._slots.at_work() if slot.holds_one and slot not in late]:

@@ -637,6 +637,7 @@ def test_a_worker_that_is_to_stop_holds_on_to_a_picture_that_is_not_on_the_disk(
     job = submit(bench.database)
     generation = bench.generation(ScriptedBackend(PICTURE), spool)
     monkeypatch.setattr(generation, "_keep", Entry)  # what the spool gives when the disk is full
+    generation.STOPPING_SECONDS = 0.0  # for what is no picture
     put, failures = bench.images.put, 3
 
     def away(*args: Any) -> None:
@@ -651,6 +652,40 @@ def test_a_worker_that_is_to_stop_holds_on_to_a_picture_that_is_not_on_the_disk(
     generation.work()
     assert failures == 0
     assert job_row(bench.database, job.id).status == Status.succeeded
+
+
+@pytest.mark.parametrize("what", ["a failure", "a bad picture in memory", "a claim", "an image to start from"])
+def test_a_worker_that_is_to_stop_tells_a_database_that_is_away_of_nothing_but_pictures_for_long(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The lease gives the job back, and the sweep closes the attempt."""
+    job = submit(bench.database, input=ALTERING, starts_from=(PIXELS, WHITE))
+    bad = Failure(Kind.bad_output, Billed.yes, "cut short")
+    backend = ScriptedBackend(bad if what == "a bad picture in memory" else OUTAGE)
+    generation = bench.generation(backend)
+    generation.STOPPING_SECONDS = 0.1
+    claim = claim_one(bench.database)
+    tries = 0
+
+    def away(*_: Any, **__: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        assert tries < 1000, "it goes on for ever"
+        if tries == 3:
+            bench.stopping.set()
+        raise AWAY
+
+    if what == "a claim":
+        bench.stopping.set()
+        monkeypatch.setattr(jobs, "release", away)
+    elif what == "an image to start from":
+        monkeypatch.setattr(inputs, "read", away)
+    else:
+        monkeypatch.setattr(generation._closing, "with_failure", away)
+    generation.run_attempt(claim)
+    assert tries > 3, "and not at the first try"
+    assert job_row(bench.database, job.id).status == Status.running
+    assert bench.attempt(job.id) == ("running", "unknown")
 
 
 def test_a_full_disk_costs_no_picture(bench: Bench, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,16 @@ import pytest
 
 from tests.service import ROOT
 from worker.slots import OWN_SECONDS, Slots
-from worker.watchdog import BEAT_SECONDS, DEAF_SECONDS, IGNORED_SECONDS, QUIET_SECONDS, STUCK, TICK_SECONDS, Watchdog
+from worker.watchdog import (
+    BEAT_SECONDS,
+    DEAF_SECONDS,
+    HELD_SECONDS,
+    IGNORED_SECONDS,
+    QUIET_SECONDS,
+    STUCK,
+    TICK_SECONDS,
+    Watchdog,
+)
 
 
 class Watched:
@@ -153,6 +162,21 @@ def test_a_pause_of_the_whole_process_is_not_its_own_lack_of_progress(watched: W
         watched.goes_on(10)
         watched.moment += 3600  # SIGSTOP, and then SIGCONT
         assert watched.goes_on(30) is None
+
+
+def test_a_stuck_worker_ends_also_if_what_it_holds_can_never_be_stored(watched: Watched) -> None:
+    def next_tick(_: float) -> bool:
+        watched.moment += TICK_SECONDS
+        watched.slots.found_database_away()
+        slot.hold(OWN_SECONDS)  # it tries again, so it is never late
+        assert watched.moment < 10_000, "it goes on for ever"
+        return False
+
+    watched.watchdog._closed.wait = next_tick  # type: ignore[method-assign,assignment]
+    with watched.slots.work() as slot:
+        slot.hold(180)
+        watched.watchdog._let_calls_end()
+    assert 180 + HELD_SECONDS <= watched.moment - 1000 < 180 + HELD_SECONDS + 10
 
 
 ENDS = """
