@@ -29,6 +29,12 @@ def read(path: Path, backends: Collection[str] | None = None) -> tuple[Command, 
             raise ValueError(f"{path.name}, line {number}: a second `{match[1]}`")
         commands[match[1]] = Command(match[1], match[2])
     if backends is not None:
-        workers = {name: _BACKEND.search(command.line) for name, command in commands.items()}
-        commands = {name: commands[name] for name, worker in workers.items() if not worker or worker[1] in backends}
+        wanted = {None, *backends}
+        commands = {name: command for name, command in commands.items() if backend_of(command) in wanted}
     return tuple(commands.values())
+
+
+def backend_of(command: Command) -> str | None:
+    """The backend that this worker draws with; None: it does not draw."""
+    queue = _BACKEND.search(command.line)
+    return queue and queue[1]

@@ -2,8 +2,8 @@
 
 import http.client
 import sys
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from local import procfile, web
@@ -11,6 +11,7 @@ from local.data_folder import DataFolder
 from local.embedded_redis import EmbeddedRedis
 from local.supervisor import Command, Failure, Question, Supervisor
 from shared import settings
+from shared.settings import Settings
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -29,9 +30,17 @@ class House:
     #: How much longer that of a local model may take: gigabytes are read, at the first use perhaps fetched.
     loading: float = 1800.0
 
-    def processes(self, backends: Collection[str]) -> tuple[Command, ...]:
-        """The processes of the Procfile, which are those of production, but for workers of backends not in use."""
-        return procfile.read(self.root / "Procfile", backends)
+    def processes(self, wanted: Settings) -> tuple[Command, ...]:
+        """The processes of the Procfile, which are those of production, but for workers of backends not in use.
+
+        A worker that draws may take as long to end as its longest attempt.
+        """
+        commands = procfile.read(self.root / "Procfile", wanted.backends)
+        backends = [procfile.backend_of(command) for command in commands]
+        return tuple(
+            command if backend is None else replace(command, grace=wanted.grace_seconds(backend))
+            for command, backend in zip(commands, backends, strict=True)
+        )
 
     def question(self) -> Question:
         """What the supervisor asks about the workers: one that was stopped can't end itself."""
@@ -95,7 +104,7 @@ class Service:
 
     async def start(self, supervisor: Supervisor) -> None:
         """Start everything, each part when what it needs is there; Failure says what is missing."""
-        processes = self.house.processes(self.settings.backends)
+        processes = self.house.processes(self.settings)
         supervisor.make_room("sandbox", "migrations", *(command.name for command in processes))
         if self.redis is not None:
             supervisor.start(self.redis.command())

@@ -176,7 +176,11 @@ class Supervisor:
         if self._stop.is_set():
             self._hurry.set()
             return
-        self.say(f"{number.name}: stopping; a second one kills what is left")
+        graces = [max(kept.command.grace for kept in stage) for stage in self._stages if stage]  # one after the other
+        self.say(
+            f"{number.name}: stopping; waiting for {sum(graces):g} s at most for what is in hand (calls are paid); "
+            "Ctrl-C again ends it at once"
+        )
         self._stop.set()
 
     async def _stop_all(self) -> None:

@@ -21,7 +21,11 @@ PREFIX = "DARKROOM_"
 #: The vendor's own names, kept so that a team's existing variables work. They carry no prefix.
 VENDOR_NAMES = {"dataoorts_api_key": "DATAOORTS_API_KEY", "dataoorts_url": "DATAOORTS_URL"}
 
-KNOWN_BACKENDS = ("dataoorts", "diffusers", "automatic1111")
+#: What may make images, and how long a call of it may take in seconds, if nobody says otherwise.
+CALL_SECONDS = {"dataoorts": 120.0, "diffusers": 300.0, "automatic1111": 300.0}
+KNOWN_BACKENDS = tuple(CALL_SECONDS)
+#: What an attempt takes beyond its call, at most: judging the picture, and writing down what came of it.
+AROUND_CALL_SECONDS = 120.0
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -223,6 +227,14 @@ class Settings(BaseModel):
         if not self.database_url:
             object.__setattr__(self, "database_url", f"sqlite:///{self.data_dir.resolve() / 'darkroom.db'}")
         return self
+
+    def call_seconds(self, backend: str) -> float:
+        """How long a call of this backend may take."""
+        return self.attempt_seconds or CALL_SECONDS[backend]
+
+    def grace_seconds(self, backend: str) -> float:
+        """How long its worker may take to end when asked to. Its calls are paid: ended before, they are paid twice."""
+        return self.call_seconds(backend) + AROUND_CALL_SECONDS
 
     def is_sandbox(self, backend: str) -> bool:
         """Whether this backend's pictures come from the sandbox, which stands in for whoever is not there."""

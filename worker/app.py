@@ -210,7 +210,7 @@ def _backend(name: str, wanted: Settings, slots: int) -> Backend:
         wanted.dataoorts_url,
         str(wanted.dataoorts_api_key),
         slots=slots,
-        deadline_seconds=wanted.attempt_seconds or Dataoorts.DEADLINE_SECONDS,
+        deadline_seconds=wanted.call_seconds(Dataoorts.name),
     )
 
 

@@ -8,6 +8,7 @@ import logging
 import math
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -72,10 +73,11 @@ class Sweep:
         rerouting: Rerouting | None = None,
         clock: Callable[[], float] = time.monotonic,
         present: Callable[[Connection], None] | None = None,
+        stopping: threading.Event | None = None,
     ) -> None:
         """`rerouting`: moves jobs on to other backends; None: there is one. `present`: writes that the sweep is there.
 
-        `turns` says how often it went on.
+        `stopping`: once it is set no further repair begins. `turns` says how often it went on.
         """
         self._database = database
         self._images = images
@@ -85,6 +87,7 @@ class Sweep:
         self._clock = clock
         self._feed = feed
         self._present = present
+        self._stopping = stopping or threading.Event()
         self._shown_at = -math.inf
         self.turns = 0
         self._breakers = breakers
@@ -96,7 +99,10 @@ class Sweep:
         self._repaired = 0  # by the repair that runs now; what is a sweep's daily work counts for nothing
 
     def round(self) -> bool:
-        """Every repair once. Returns whether one of them stopped at its limit, so that more is left to do."""
+        """Every repair once. Returns whether one of them stopped at its limit, so that more is left to do.
+
+        Where the database is away each of them waits for it: so it ends between two, once it is asked to stop.
+        """
         repairs = (
             self.rescue_lapsed,
             self.expire_too_old,
@@ -113,7 +119,7 @@ class Sweep:
             self.ring_for_deliveries,
             self.watch_breakers,
         )
-        more = [self._run(repair) for repair in repairs]  # each of them, before any() stops at the first
+        more = [not self._stopping.is_set() and self._run(repair) for repair in repairs]  # before any() stops at one
         return any(more)
 
     def _run(self, repair: Callable[[], bool]) -> bool:
@@ -368,6 +374,7 @@ def main() -> None:
         present=lambda tx: presence.show(tx, name, SWEEP, 0, None),
         breakers=breakers,
         rerouting=rerouting,
+        stopping=stop,
     )
     watchdog = Watchdog(turns=lambda: sweep.turns, stopping=stop)
     clerk = FeedClerk(feed, lambda heard: Listener(client(wanted), heard))

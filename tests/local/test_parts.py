@@ -11,7 +11,9 @@ from local import procfile, web
 from local.data_folder import DataFolder
 from local.embedded_redis import EmbeddedRedis, server_binary
 from local.output import Columns
+from local.service import House
 from local.supervisor import Command, Failure, how_it_ended
+from shared.settings import Settings
 
 
 def test_a_procfile_is_read_in_its_order_without_comments(tmp_path: Path) -> None:
@@ -28,6 +30,14 @@ def test_a_procfile_with_a_mistake_is_refused_with_its_line(tmp_path: Path, text
     (tmp_path / "Procfile").write_text(text)
     with pytest.raises(ValueError, match=what):
         procfile.read(tmp_path / "Procfile")
+
+
+def test_a_worker_that_draws_may_take_as_long_to_end_as_its_longest_attempt() -> None:
+    wanted = Settings(secret_key="s" * 32, backends=("dataoorts", "diffusers"))
+    longer = Settings(secret_key="s" * 32, attempt_seconds=3600)
+    others = {"api": 30, "worker-webhooks": 30, "worker-sweep": 30}
+    graces = [{command.name: command.grace for command in House().processes(given)} for given in (wanted, longer)]
+    assert graces == [others | {"worker-dataoorts": 240, "worker-gpu": 420}, others | {"worker-dataoorts": 3720}]
 
 
 def test_keys_are_long_random_kept_and_private(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_second_signal_does_not_wait_any_longer(tmp_path: Path) -> None:
     with running(KEEP, folder, "--grace", "1000") as program:
         program.until("up$")
         program.signal(signal.SIGINT)
-        program.until("SIGINT: stopping")
+        program.until("SIGINT: stopping; waiting for 1000 s at most .*Ctrl-C again ends it at once")
         program.signal(signal.SIGINT)
         assert program.end() == 1
 

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 
 import pytest
 import redis
@@ -342,3 +343,20 @@ def test_that_a_breaker_opened_and_closed_is_said_once(
     assert rounds(Breaker(turns=2, closed_at=moment)) == ["dataoorts: its breaker is closed again (it was auth_failed)"]
     client.close()
     database.close()
+
+
+def test_a_sweep_that_is_asked_to_stop_begins_no_further_repair(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each may wait for a database that is away, and there are more of them than its grace has such waits."""
+    stopping, sweep = threading.Event(), a_sweep(database)
+    sweep._stopping = stopping
+    made: list[str] = []
+
+    def run(repair: Callable[[], bool]) -> bool:
+        made.append(repair.__name__)
+        stopping.set()
+        return False
+
+    monkeypatch.setattr(sweep, "_run", run)
+    assert not sweep.round() and made == ["rescue_lapsed"]

@@ -26,7 +26,7 @@ from PIL import Image
 from shared.catalogue import SIDE
 from shared.inspector import Inspector, InspectorAway
 from shared.picture import Unfit
-from shared.settings import LOOPBACK_HOSTS, Settings
+from shared.settings import CALL_SECONDS, LOOPBACK_HOSTS, Settings
 from worker.backends import automatic1111_answers as answers
 from worker.backends import previews, provenance
 from worker.backends.automatic1111_server import AnswerTooLong, NoAnswer, Server
@@ -66,7 +66,7 @@ class Automatic1111:
     """
 
     #: The longest that one call may take, if nobody says otherwise.
-    DEADLINE_SECONDS = 300.0
+    DEADLINE_SECONDS = CALL_SECONDS["automatic1111"]
 
     name = "automatic1111"
     capabilities = Capabilities(
@@ -288,7 +288,7 @@ def server_backend(wanted: Settings) -> Automatic1111:
         wanted.automatic1111_url,
         wanted.automatic1111_auth,
         wanted.automatic1111_checkpoint,
-        deadline_seconds=wanted.attempt_seconds or Automatic1111.DEADLINE_SECONDS,
+        deadline_seconds=wanted.call_seconds(Automatic1111.name),
     )
 
 

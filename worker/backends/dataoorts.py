@@ -23,6 +23,7 @@ from urllib3.exceptions import DecodeError, HTTPError
 from shared.catalogue import MODELS, SIDE, Number
 from shared.inspector import Inspector, InspectorAway
 from shared.picture import Unfit
+from shared.settings import CALL_SECONDS
 from worker.backends.base import (
     Billed,
     Canceled,
@@ -56,7 +57,7 @@ class Dataoorts:
     """
 
     #: The longest that one call may take, if nobody says otherwise.
-    DEADLINE_SECONDS = 120.0
+    DEADLINE_SECONDS = CALL_SECONDS["dataoorts"]
 
     name = "dataoorts"
     capabilities = Capabilities(

@@ -18,7 +18,7 @@ from typing import Any
 
 from shared.catalogue import SIDE
 from shared.picture import Unfit, inspect
-from shared.settings import Settings
+from shared.settings import CALL_SECONDS, Settings
 from worker.backends import previews, provenance
 from worker.backends.base import (
     Billed,
@@ -56,7 +56,7 @@ class Diffusers:
     """
 
     #: The longest that a job may take, if nobody says otherwise.
-    ATTEMPT_SECONDS = 300.0
+    ATTEMPT_SECONDS = CALL_SECONDS["diffusers"]
 
     name = "diffusers"
     capabilities = Capabilities(
@@ -219,7 +219,7 @@ def local_backend(wanted: Settings) -> Diffusers:
         dtype=wanted.gpu_dtype,
         low_memory=wanted.gpu_low_memory,
         compile_sizes=wanted.gpu_compile,
-        attempt_seconds=wanted.attempt_seconds or Diffusers.ATTEMPT_SECONDS,
+        attempt_seconds=wanted.call_seconds(Diffusers.name),
     )
 
 
