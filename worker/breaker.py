@@ -14,7 +14,8 @@ closes; otherwise the pause begins anew, with a minute at least where the probe 
 
 Ten in a row open it however busy it is (a share of all calls of a while would let thousands fail first), and one call
 in five that fails hardly ever does (one chance in 400 a call). What a single job did (`rejected`, `unsafe`,
-`bad_output`, `out_of_memory`), what is ours (`internal`), and what was `canceled` says nothing of the backend.
+`bad_output`, `out_of_memory`), what is ours (`internal`), and what was `canceled` says nothing of the backend. What was
+refused before anybody was asked (`Failure.asked`) is not told here at all: its permit is withdrawn.
 
 Calls end in any order. Each says in which turn of the breaker it was sent: what was sent before it closed last is news
 from the outage, and ignored; so is, while it is open, the success of a call that was sent before.

@@ -144,7 +144,7 @@ class Generation:
                     _tell(Outcome.canceled, Billed.no, "stopping", 0.0)
                     return
                 outcome, entry = self._generate(claim, starts_from)
-                verdict = self._breaker.ended(permit, None if isinstance(outcome, Picture | Unjudged) else outcome)
+                verdict = self._hear(permit, outcome)
             finally:
                 self._breaker.withdraw(permit)
                 self._let_go(claim)
@@ -191,7 +191,7 @@ class Generation:
 
         if missing := {"image", "mask"}.intersection(claim.input) - set(starts_from):
             gone = f"The {' and the '.join(sorted(missing))} of this job can't be found any more."
-            return Failure(Kind.rejected, Billed.no, gone), None
+            return Failure(Kind.rejected, Billed.no, gone, asked=False), None
         started = time.monotonic()
         try:
             image, mask = starts_from.get("image"), starts_from.get("mask")
@@ -205,6 +205,12 @@ class Generation:
             log.exception("the attempt broke off")
             outcome = Failure(Kind.internal, Billed.unknown, "The worker failed; the fault is ours.")
         return outcome, kept[0] if kept else None
+
+    def _hear(self, permit: Permit, outcome: Picture | Failure) -> Verdict:
+        """Tell the breaker. Of a job that nobody was asked for it hears nothing: its permit is withdrawn."""
+        if isinstance(outcome, Failure) and not outcome.asked:
+            return Verdict()
+        return self._breaker.ended(permit, None if isinstance(outcome, Picture | Unjudged) else outcome)
 
     def _let_go(self, claim: Claim) -> None:
         """The backend is done with it. Where jobs share its room, another one may come in while this one is stored."""

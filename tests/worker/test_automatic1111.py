@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -31,7 +32,7 @@ from tests.worker.boxes import (
     request,
     some_pixels,
 )
-from worker.backends.base import Failure, Kind, Unjudged
+from worker.backends.base import Failure, Kind, Request, Unjudged
 
 __all__ = ("connect", "inspector")  # fixtures
 
@@ -342,3 +343,11 @@ def test_a_fault_of_ours_is_an_outcome_too(
     assert failure(ask(connect(box.box_url, AUTH))) == Kind.internal
     lines = "".join(TextFormatter("worker").format(record) for record in caplog.records)
     assert "RuntimeError" in lines and "canary" not in lines
+
+
+@pytest.mark.parametrize(
+    "asked", [replace(request(), model="no/such-model"), request(surprise=1), request(b"no picture", strength=0.5)]
+)
+def test_what_is_refused_without_asking_says_so(box: Sandbox, connect: Connect, asked: Request) -> None:
+    outcome = ask(connect(box.box_url), asked)
+    assert failure(outcome) == Kind.rejected and isinstance(outcome, Failure) and not outcome.asked

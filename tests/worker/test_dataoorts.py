@@ -126,8 +126,9 @@ def test_width_and_height_are_sent_even_if_the_job_does_not_name_them(connect: C
 )
 def test_what_the_catalogue_does_not_have_is_refused_without_asking(request_: Request, connect: Connect) -> None:
     with StubVendor(saying(answer(200, PNG))) as vendor:
-        assert failure(ask(connect(vendor.url), request_)) == (Kind.rejected, Billed.no)
-    assert vendor.requests == []
+        outcome = ask(connect(vendor.url), request_)
+    assert failure(outcome) == (Kind.rejected, Billed.no) and vendor.requests == []
+    assert isinstance(outcome, Failure) and not outcome.asked, "and the breaker learns nothing from it"
 
 
 def test_netrc_does_not_replace_the_key(connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

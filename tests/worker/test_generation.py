@@ -1,5 +1,6 @@
 """One attempt, top to bottom, on both databases, with a backend whose answers the test decides."""
 
+import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -509,6 +510,32 @@ def test_a_probe_that_is_given_back_unsent_makes_room_for_the_next(bench: Bench,
     bench.stopping.set()
     generation.run_attempt(claim)
     assert breaker.admit(1, 0).probe is not None
+
+
+@pytest.mark.parametrize("what", ["refused by the backend's own code", "its image is gone"])
+def test_a_probe_that_asked_nobody_closes_nothing_and_makes_room_for_the_next(
+    bench: Bench, clock: Clock, what: str
+) -> None:
+    gone = what == "its image is gone"
+    submit(bench.database, **({"input": ALTERING} if gone else {}))
+    breaker = breaker_of(clock)
+    breaker.ended(breaker.admit(1, 0), Failure(Kind.auth_failed, Billed.no, "HTTP 401"))
+    clock.now += 60
+    unasked = Failure(Kind.rejected, Billed.no, "there is no such model", asked=False)
+    bench.generation(ScriptedBackend(PICTURE if gone else unasked), breaker=breaker).work()
+    assert queued(bench) == [], "the job has failed"
+    permit = breaker.admit(1, 0)
+    assert permit.probe is not None, "it is open, and the next probe goes at once"
+    breaker.ended(permit, Failure(Kind.rejected, Billed.no, "HTTP 400"))
+    assert breaker.admit(1, 0).probe is None, "a verdict of the vendor's own closes it"
+
+
+def test_a_failure_is_the_same_after_it_went_to_another_process() -> None:
+    there = pickle.loads(pickle.dumps(Failure(Kind.rejected, Billed.no, "no such model", 7.0, asked=False)))  # noqa: S301
+    assert (there.kind, there.billed, there.message, there.retry_after, there.asked) == (
+        *(Kind.rejected, Billed.no, "no such model", 7.0),
+        False,
+    )
 
 
 def test_a_probe_whose_picture_nobody_can_judge_closes_the_breaker(bench: Bench, clock: Clock) -> None:

@@ -71,4 +71,4 @@ def test_an_image_of_another_shape_is_cut_to_the_one_that_was_asked_for_and_its_
 def test_bytes_that_are_no_picture_are_the_requests_fault() -> None:
     with pytest.raises(Failure) as failed:
         source_of(request(b"no picture"))
-    assert failed.value.kind is Kind.rejected
+    assert failed.value.kind is Kind.rejected and not failed.value.asked

@@ -167,7 +167,7 @@ class Automatic1111:
                 return self._picture(request, call, progress, canceled)
         except Failure as failure:
             # Without its traceback and causes: they hold the answer's bytes, and our password in the request.
-            return type(failure)(failure.kind, failure.billed, failure.message, failure.retry_after)
+            return failure.bare()
         except Exception:  # a fault of ours must not be raised
             log.exception("a fault in the backend")
             return Failure(Kind.internal, Billed.no, "the backend failed; the fault is ours")
@@ -183,7 +183,7 @@ class Automatic1111:
             path = "/sdapi/v1/img2img"
             body = answers.body_of(request, self._checkpoint, _base64(source.image), mask)
         if canceled():
-            raise _canceled()
+            raise _canceled(asked=False)
         watch = Watch(self._server, call, partial(self._tell, progress), canceled)
         try:
             with watch:
@@ -292,8 +292,8 @@ def server_backend(wanted: Settings) -> Automatic1111:
     )
 
 
-def _canceled() -> Failure:
-    return Failure(Kind.canceled, Billed.no, "nobody wants the picture any more")
+def _canceled(*, asked: bool = True) -> Failure:
+    return Failure(Kind.canceled, Billed.no, "nobody wants the picture any more", asked=asked)
 
 
 def _base64(pixels: NDArray[np.uint8]) -> str:

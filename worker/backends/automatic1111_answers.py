@@ -64,11 +64,11 @@ def body_of(request: Request, checkpoint: str | None, image: str | None, mask: s
     """
     model = MODELS.get(request.model)
     if model is None:
-        raise Failure(Kind.rejected, Billed.no, f"there is no model {request.model} any more")
+        raise Failure(Kind.rejected, Billed.no, f"there is no model {request.model} any more", asked=False)
     known = set(model.parameters) | (_SOURCES if image is not None else frozenset())
     unknown = sorted(name for name, value in request.input.items() if value is not None and name not in known)
     if unknown:
-        raise Failure(Kind.rejected, Billed.no, f"{request.model} does not take {', '.join(unknown)}")
+        raise Failure(Kind.rejected, Billed.no, f"{request.model} does not take {', '.join(unknown)}", asked=False)
 
     def number(name: str) -> Any:
         value, limits = request.input.get(name), model.parameters.get(name)

@@ -7,7 +7,8 @@ for a bad job, keeps nothing about jobs, and decides nothing about retries: `wor
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, Self
 
 # What a failed call costs is stored as it is said here: one list for both.
 from shared.tables import Billed as Billed  # noqa: PLC0414 - part of this contract
@@ -77,22 +78,30 @@ class Failure(Exception):
     """Why a request has no picture.
 
     `message` may be shown to the client: one line of at most 300 characters, never a secret. `retry_after` is what
-    the backend asked for, in seconds, unbounded; None if it asked for nothing.
+    the backend asked for, in seconds, unbounded; None if it asked for nothing. `asked`: False if the request was
+    refused before anybody was called: that says nothing of the backend.
     """
 
-    def __init__(self, kind: Kind, billed: Billed, message: str, retry_after: float | None = None) -> None:
+    def __init__(
+        self, kind: Kind, billed: Billed, message: str, retry_after: float | None = None, *, asked: bool = True
+    ) -> None:
         message = one_line(message)
         super().__init__(message)
         self.kind = kind
         self.billed = billed
         self.message = message
         self.retry_after = retry_after
+        self.asked = asked
+
+    def bare(self) -> Self:
+        """The same without its traceback and causes: they may hold what was sent and what came."""
+        return type(self)(self.kind, self.billed, self.message, self.retry_after, asked=self.asked)
 
     def __repr__(self) -> str:
         return f"Failure({self.kind}, billed={self.billed}, {self.message!r}, retry_after={self.retry_after})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.kind, self.billed, self.message, self.retry_after)
+        return partial(type(self), asked=self.asked), (self.kind, self.billed, self.message, self.retry_after)
 
 
 class CannotLoad(Exception):

@@ -162,7 +162,7 @@ class Dataoorts:
                 return self._picture(request, call)
             except Failure as failure:
                 # Without its traceback and causes: they hold the answer's bytes, and our key in the request.
-                return type(failure)(failure.kind, failure.billed, failure.message, failure.retry_after)
+                return failure.bare()
             except Exception:  # a fault of ours must not be raised: the outcome says what is known of the bill
                 log.exception("a fault in the backend")
                 billed = Billed.unknown if call.sent else Billed.no
@@ -240,10 +240,10 @@ def _content(request: Request) -> bytes:
     """The body of the POST, in the vendor's names. Raises Failure (rejected) for what the model does not take."""
     model = MODELS.get(request.model)
     if model is None:
-        raise Failure(Kind.rejected, Billed.no, f"there is no model {request.model} any more")
+        raise Failure(Kind.rejected, Billed.no, f"there is no model {request.model} any more", asked=False)
     unknown = sorted(set(request.input) - set(model.parameters))
     if any(request.input[name] is not None for name in unknown):
-        raise Failure(Kind.rejected, Billed.no, f"{request.model} does not take {', '.join(unknown)}")
+        raise Failure(Kind.rejected, Billed.no, f"{request.model} does not take {', '.join(unknown)}", asked=False)
     data: dict[str, Any] = {}
     for name, limits in model.parameters.items():
         value = request.input.get(name)

@@ -364,7 +364,7 @@ def _size(input: Mapping[str, Any], multiple_of: int) -> Size:
     width, height = size_of(input)
     if width % multiple_of or height % multiple_of or min(width, height) < multiple_of:
         message = f"width and height must be multiples of {multiple_of}, not {width}x{height}"
-        raise Failure(Kind.rejected, Billed.no, message)
+        raise Failure(Kind.rejected, Billed.no, message, asked=False)
     return width, height
 
 

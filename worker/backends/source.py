@@ -42,7 +42,7 @@ def source_of(request: Request) -> Source | None:
         mask = ImageOps.fit(_upright(request.mask).convert("L"), size, Image.Resampling.NEAREST)
     except Exception as error:
         message = f"the image to start from can't be read: {type(error).__name__}"
-        raise Failure(Kind.rejected, Billed.no, message) from error
+        raise Failure(Kind.rejected, Billed.no, message, asked=False) from error
     return Source(image, np.asarray(mask) >= WHITE)
 
 
