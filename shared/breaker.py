@@ -44,6 +44,8 @@ class Breaker:
     Open: `until` its pause is over, `probe` is at work, if there is one, and believed until `probe_until`. Closed:
     `recent` are the calls that ended last, + or -, from a failure on, the last failure at `failed_at`; `closed_at` is
     when it closed, if it ever did.
+
+    `alone`: the job that every failing call since `alone_since` was made for, if no other call was made meanwhile.
     """
 
     turns: int = 0
@@ -54,6 +56,8 @@ class Breaker:
     recent: str = ""
     failed_at: float = 0.0
     closed_at: float | None = None
+    alone: str | None = None
+    alone_since: float = 0.0
 
     @property
     def is_open(self) -> bool:

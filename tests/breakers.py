@@ -20,6 +20,7 @@ def pass_time(client: Redis, seconds: float, backend: str = "dataoorts") -> None
         until=found.until - seconds,
         probe_until=found.probe_until - seconds,
         failed_at=found.failed_at - seconds,
+        alone_since=found.alone_since - seconds,
         closed_at=None if found.closed_at is None else found.closed_at - seconds,
     )
     client.set(key(backend), written(moved))

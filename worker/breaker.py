@@ -19,6 +19,9 @@ refused before anybody was asked (`Failure.asked`) is not told here at all: its 
 
 Calls end in any order. Each says in which turn of the breaker it was sent: what was sent before it closed last is news
 from the outage, and ignored; so is, while it is open, the success of a call that was sent before.
+
+A job that fails while nothing else runs looks like an outage, and an outage burns no attempt: it would be tried for a
+day. So who has failed alone for ALONE_SECONDS, without a success or another job's failure in between, is not excused.
 """
 
 from dataclasses import dataclass, replace
@@ -35,6 +38,8 @@ FORGOTTEN_AFTER = 120.0
 PAUSE = 5.0
 #: After a probe that may have to be paid, at least.
 COSTLY_PAUSE = 60.0
+#: So long an outage may touch one job alone, and burn none of its attempts.
+ALONE_SECONDS = 900.0
 #: After it closed, so many jobs in the hands of each process, and twice as many with each second.
 FIRST_SLOTS, ALL_AFTER = 5, 8.0
 
@@ -63,7 +68,8 @@ class Verdict:
     """What is known of the backend when a call ends.
 
     `open_for`: seconds until the next probe; None if the breaker is closed. `excused`: a failure of this call may well
-    have been the backend's, not the job's: the breaker is open, it was a probe, or the call before failed too.
+    have been the backend's, not the job's: the breaker is open, it was a probe, or the call before failed too; and its
+    job is not the only one that has failed for long.
     """
 
     open_for: float | None = None
@@ -98,18 +104,33 @@ def withdraw(breaker: Breaker, now: float, name: str) -> tuple[Breaker, None]:
     return replace(breaker, probe=None, probe_until=0.0), None
 
 
-def ended(breaker: Breaker, now: float, permit: Permit, failure: Failure | None) -> tuple[Breaker, Verdict]:
-    """A call ended with a picture, or with this failure."""
+def ended(
+    breaker: Breaker, now: float, permit: Permit, failure: Failure | None, job_id: str
+) -> tuple[Breaker, Verdict]:
+    """A call for this job ended with a picture, or with this failure."""
     if not breaker.is_open:
-        late = permit.turn < breaker.turns
-        doubtful = late or _recent(breaker, now).endswith("-")
-        after = breaker if late else _while_closed(breaker, now, failure)
+        heard = permit.turn >= breaker.turns
+        doubtful = not heard or _recent(breaker, now).endswith("-")
+        after = _while_closed(breaker, now, failure) if heard else breaker
     else:
+        heard = permit.turn >= breaker.turns - 1
         doubtful = True
-        after = _while_open(breaker, now, permit, failure) if permit.turn >= breaker.turns - 1 else breaker
-    if after.is_open:
-        return after, Verdict(after.open_for(now), excused=True)
-    return after, Verdict(None, excused=doubtful)
+        after = _while_open(breaker, now, permit, failure) if heard else breaker
+    if heard:
+        after = _alone(breaker, after, now, failure, job_id)
+    alone = after.alone == job_id and now - after.alone_since >= ALONE_SECONDS
+    return after, Verdict(after.open_for(now) if after.is_open else None, (after.is_open or doubtful) and not alone)
+
+
+def _alone(before: Breaker, after: Breaker, now: float, failure: Failure | None, job_id: str) -> Breaker:
+    """`after`, with what is known of the one job that fails. Only what could count is held against it."""
+    says_nothing = after.is_open if failure is None else failure.kind not in REASONS
+    if says_nothing:
+        return replace(after, alone=before.alone, alone_since=before.alone_since)
+    if failure is None or failure.kind != Kind.transient:
+        return replace(after, alone=None, alone_since=0.0)
+    since = before.alone_since if before.alone == job_id else now
+    return replace(after, alone=job_id, alone_since=since)
 
 
 def _while_closed(breaker: Breaker, now: float, failure: Failure | None) -> Breaker:

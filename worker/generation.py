@@ -144,7 +144,7 @@ class Generation:
                     _tell(Outcome.canceled, Billed.no, "stopping", 0.0)
                     return
                 outcome, entry = self._generate(claim, starts_from)
-                verdict = self._hear(permit, outcome)
+                verdict = self._hear(claim, permit, outcome)
             finally:
                 self._breaker.withdraw(permit)
                 self._let_go(claim)
@@ -206,11 +206,12 @@ class Generation:
             outcome = Failure(Kind.internal, Billed.unknown, "The worker failed; the fault is ours.")
         return outcome, kept[0] if kept else None
 
-    def _hear(self, permit: Permit, outcome: Picture | Failure) -> Verdict:
+    def _hear(self, claim: Claim, permit: Permit, outcome: Picture | Failure) -> Verdict:
         """Tell the breaker. Of a job that nobody was asked for it hears nothing: its permit is withdrawn."""
         if isinstance(outcome, Failure) and not outcome.asked:
             return Verdict()
-        return self._breaker.ended(permit, None if isinstance(outcome, Picture | Unjudged) else outcome)
+        failure = None if isinstance(outcome, Picture | Unjudged) else outcome
+        return self._breaker.ended(permit, failure, claim.job_id)
 
     def _let_go(self, claim: Claim) -> None:
         """The backend is done with it. Where jobs share its room, another one may come in while this one is stored."""

@@ -24,7 +24,7 @@ not count is bounded in time alone, so its pause has a floor: without one it wou
 A `transient` failure of a hosted backend is excused if it costs nothing, and may have been the backend's own: the
 breaker is open, the call was its probe, the call that ended before it failed too, or it is the first that befell this
 job (an outage begins with one). So an outage burns no attempt; a job that fails alone, while others succeed, has one
-try more.
+try more; and so does one that alone has failed for a quarter of an hour while nothing else ran (worker/breaker.py).
 What may have to be paid always counts: each job has at most max_attempts such bills, however long an outage is.
 
 Where another backend may do the job (`elsewhere`), its pause is TURN at least: in it the sweep moves the job there, if

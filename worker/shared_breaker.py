@@ -75,10 +75,10 @@ class SharedBreaker:
             self._keep(permit.probe)
         return permit
 
-    def ended(self, permit: Permit, failure: Failure | None) -> Verdict:
-        """A call that had this permit ended, with a picture or with this failure."""
+    def ended(self, permit: Permit, failure: Failure | None, job_id: str) -> Verdict:
+        """A call for this job that had this permit ended, with a picture or with this failure."""
         before = self._own.turns
-        verdict = self._change(partial(rules.ended, permit=permit, failure=failure))
+        verdict = self._change(partial(rules.ended, permit=permit, failure=failure, job_id=job_id))
         self._stop_keeping(permit)
         if permit.probe is not None and not self._own.is_open and self._own.turns > before:
             self._closed()

@@ -279,7 +279,7 @@ class ClosedBreaker(SharedBreaker):
     def admit(self, wanted: int, in_hand: int) -> Permit:
         return Permit(wanted)
 
-    def ended(self, permit: Permit, failure: Failure | None) -> Verdict:
+    def ended(self, permit: Permit, failure: Failure | None, job_id: str) -> Verdict:
         return Verdict()
 
     def withdraw(self, permit: Permit) -> None: ...

@@ -1,22 +1,25 @@
 """When a breaker opens and closes: the rules of `worker/breaker.py`, with a clock that the test sets."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from shared.breaker import LONGEST_PAUSE, PROBE_SECONDS, Breaker, Reason, State, read, written
+from worker import breaker as rules
 from worker.backends.base import Billed, Failure, Kind
 from worker.breaker import (
+    ALONE_SECONDS,
     COSTLY_PAUSE,
     ENOUGH_FAILURES,
     FIRST_SLOTS,
     FORGOTTEN_AFTER,
     PAUSE,
     Permit,
+    Verdict,
     admit,
-    ended,
     renew,
     withdraw,
 )
@@ -30,6 +33,13 @@ SAYS_NOTHING = (Kind.rejected, Kind.unsafe, Kind.bad_output, Kind.out_of_memory,
 
 def failure(kind: Kind, retry_after: float | None = None, billed: Billed = Billed.no) -> Failure:
     return Failure(kind, billed, "", retry_after)
+
+
+def ended(
+    breaker: Breaker, now: float, permit: Permit, failure: Failure | None, job_id: str = "job_1"
+) -> tuple[Breaker, Verdict]:
+    """Of one job, where it makes no difference whose call it was."""
+    return rules.ended(breaker, now, permit, failure, job_id)
 
 
 def after(*endings: Failure | None, breaker: Breaker = NEW, now: float = NOW) -> Breaker:
@@ -216,6 +226,92 @@ def test_the_failure_that_opens_it_and_all_that_come_while_it_is_open_are_excuse
     assert ended(after(*[None, FAILED] * 9), NOW, Permit(1), FAILED)[1].excused
     assert ended(Breaker(), NOW, Permit(1), failure(Kind.auth_failed))[1].open_for == 60
     assert ended(OPEN, NOW, Permit(1, OPEN.turns - 1), FAILED)[1].excused
+
+
+# One that fails alone.
+
+
+class Calls:
+    """Calls that end one after the other, a second apart if nothing else is said."""
+
+    def __init__(self) -> None:
+        self.breaker, self.now = Breaker(), NOW
+
+    def ends(self, job_id: str, ending: Failure | None = FAILED, after: float = 1.0) -> Verdict:
+        self.now += after
+        permit = Permit(1, self.breaker.turns, self.breaker.probe)
+        if self.breaker.is_open and self.breaker.probe is None:
+            self.now = max(self.now, self.breaker.until)
+            self.breaker, permit = admit(self.breaker, self.now, 1, 0, "p")
+        self.breaker, verdict = ended(self.breaker, self.now, permit, ending, job_id)
+        return verdict
+
+    def fails_alone(self) -> None:
+        """For as long as nobody else must have failed. Its first failure is the job's own, as retry.py has it."""
+        self.ends("job_a")
+        began = self.now
+        while self.now < began + ALONE_SECONDS - 30:
+            assert self.ends("job_a", after=20).excused
+
+
+def test_a_job_that_fails_alone_for_long_is_no_longer_excused() -> None:
+    calls = Calls()
+    calls.fails_alone()
+    assert [calls.ends("job_a", after=40).excused for _ in range(3)] == [False] * 3
+    assert calls.breaker.is_open, "and the backend is asked no more often for it"
+
+
+@pytest.mark.parametrize(
+    ("job_id", "ending"),
+    [
+        ("job_b", FAILED),
+        ("job_b", None),
+        ("job_b", failure(Kind.not_accepted)),
+        ("job_a", failure(Kind.not_accepted)),
+        ("job_a", failure(Kind.auth_failed)),
+    ],
+)
+def test_what_says_that_it_is_not_the_jobs_own_fault_begins_the_time_anew(job_id: str, ending: Failure | None) -> None:
+    calls = Calls()
+    calls.fails_alone()
+    calls.ends(job_id, ending)
+    calls.ends("job_a")
+    assert (calls.breaker.alone, calls.breaker.alone_since) == ("job_a", calls.now)
+    assert calls.ends("job_a", after=40).excused
+
+
+def test_a_failure_that_is_told_by_the_output_says_nothing_of_who_fails_alone() -> None:
+    calls = Calls()
+    calls.fails_alone()
+    calls.ends("job_b", failure(Kind.bad_output))
+    assert not calls.ends("job_a", after=40).excused
+
+
+def test_an_outage_that_touches_two_jobs_burns_nothing_however_long_it_is() -> None:
+    calls = Calls()
+    calls.ends("job_a")
+    calls.ends("job_b")
+    assert all(calls.ends(job_id, after=60).excused for _ in range(1000) for job_id in ("job_a", "job_b"))
+
+
+def test_an_older_version_reads_what_is_written_and_what_it_writes_is_read() -> None:
+    """During a deploy both are at work. What the older one forgets begins anew."""
+
+    @dataclass(frozen=True)
+    class Older:
+        turns: int = 0
+        reason: Reason | None = None
+        until: float = 0.0
+        probe: str | None = None
+        probe_until: float = 0.0
+        recent: str = ""
+        failed_at: float = 0.0
+        closed_at: float | None = None
+
+    its = TypeAdapter(Older)
+    read_by_it = its.validate_json(written(OPEN))
+    assert (read_by_it.turns, read_by_it.reason, read_by_it.until) == (OPEN.turns, OPEN.reason, OPEN.until)
+    assert OPEN.alone is not None and read(its.dump_json(read_by_it)) == replace(OPEN, alone=None, alone_since=0.0)
 
 
 # After it closed.

@@ -355,6 +355,37 @@ def test_an_outage_burns_no_attempt_and_few_calls_and_then_every_job_succeeds(be
     assert queued(bench) == []
 
 
+def hours_of_failure(bench: Bench, clock: Clock, generation: Generation, hours: float) -> None:
+    """In turns: whoever has failed waits until after the next probe."""
+    end = clock.now + hours * 3600
+    while clock.now < end and (waiting := queued(bench)):
+        if all(not row.ready for row in waiting):
+            first = min(waiting, key=lambda row: row.attempts).id
+            with bench.database.write() as tx:
+                tx.execute(update(table).where(table.c.id == first).values(ready_at=now(-1)))
+                jobs.make_ready(tx, first)
+        generation.work()
+        clock.now += 30
+
+
+def test_a_job_that_fails_while_nothing_else_runs_ends_after_a_while(bench: Bench, clock: Clock) -> None:
+    job = submit(bench.database)
+    backend = ScriptedBackend(OUTAGE)
+    hours_of_failure(bench, clock, bench.generation(backend, breaker=breaker_of(clock)), 1)
+    row = job_row(bench.database, job.id)
+    assert row.status == Status.failed and row.error["code"] == "backend_unavailable"
+    assert len(backend.seen) < 40, "a quarter of an hour and three more"
+
+
+def test_two_jobs_that_fail_while_nothing_else_runs_wait_for_the_end_of_the_outage(bench: Bench, clock: Clock) -> None:
+    for _ in range(2):
+        submit(bench.database)
+    backend = ScriptedBackend(OUTAGE)
+    generation = bench.generation(backend, breaker=breaker_of(clock))
+    hours_of_failure(bench, clock, generation, 1)
+    assert [row.failures for row in queued(bench)] == [0, 0]
+
+
 @pytest.mark.parametrize("kind", [Kind.auth_failed, Kind.quota_exhausted])
 def test_one_wrong_key_is_enough_and_a_probe_a_minute_finds_out_that_it_was_mended(
     bench: Bench, clock: Clock, kind: Kind
@@ -502,7 +533,7 @@ def test_a_probe_that_finds_no_job_or_no_database_makes_room_for_the_next(
 def test_a_probe_that_is_given_back_unsent_makes_room_for_the_next(bench: Bench, clock: Clock) -> None:
     submit(bench.database)
     breaker = breaker_of(clock)
-    breaker.ended(breaker.admit(1, 0), Failure(Kind.auth_failed, Billed.no, "HTTP 401"))
+    breaker.ended(breaker.admit(1, 0), Failure(Kind.auth_failed, Billed.no, "HTTP 401"), "job_1")
     clock.now += 60
     generation = bench.generation(ScriptedBackend(PICTURE), breaker=breaker)
     [claim] = generation._take(1)
@@ -519,14 +550,14 @@ def test_a_probe_that_asked_nobody_closes_nothing_and_makes_room_for_the_next(
     gone = what == "its image is gone"
     submit(bench.database, **({"input": ALTERING} if gone else {}))
     breaker = breaker_of(clock)
-    breaker.ended(breaker.admit(1, 0), Failure(Kind.auth_failed, Billed.no, "HTTP 401"))
+    breaker.ended(breaker.admit(1, 0), Failure(Kind.auth_failed, Billed.no, "HTTP 401"), "job_1")
     clock.now += 60
     unasked = Failure(Kind.rejected, Billed.no, "there is no such model", asked=False)
     bench.generation(ScriptedBackend(PICTURE if gone else unasked), breaker=breaker).work()
     assert queued(bench) == [], "the job has failed"
     permit = breaker.admit(1, 0)
     assert permit.probe is not None, "it is open, and the next probe goes at once"
-    breaker.ended(permit, Failure(Kind.rejected, Billed.no, "HTTP 400"))
+    breaker.ended(permit, Failure(Kind.rejected, Billed.no, "HTTP 400"), "job_1")
     assert breaker.admit(1, 0).probe is None, "a verdict of the vendor's own closes it"
 
 
@@ -541,7 +572,7 @@ def test_a_failure_is_the_same_after_it_went_to_another_process() -> None:
 def test_a_probe_whose_picture_nobody_can_judge_closes_the_breaker(bench: Bench, clock: Clock) -> None:
     submit(bench.database)
     breaker = breaker_of(clock)
-    breaker.ended(breaker.admit(1, 0), Failure(Kind.auth_failed, Billed.no, "HTTP 401"))
+    breaker.ended(breaker.admit(1, 0), Failure(Kind.auth_failed, Billed.no, "HTTP 401"), "job_1")
     clock.now += 60
     backend = ScriptedBackend(UNJUDGED)
     backend.judgements = [Failure(Kind.bad_output, Billed.yes, "cut short")]

@@ -64,7 +64,7 @@ def tell(asked: list[None], pipeline: Callable[..., Any]) -> Callable[..., Any]:
 
 def fail(breaker: SharedBreaker, times: int, failure: Failure = FAILED) -> None:
     for _ in range(times):
-        breaker.ended(breaker.admit(1, 0), failure)
+        breaker.ended(breaker.admit(1, 0), failure, "job_1")
 
 
 def standing(client: Redis) -> tuple[State, Reason | None]:
@@ -98,7 +98,7 @@ def test_failures_of_hundreds_of_calls_at_once_open_it_once(client: Redis) -> No
     def fail_at_once(number: int) -> None:
         start.wait()
         for _ in range(5):
-            breakers[number % 4].ended(Permit(1), FAILED)
+            breakers[number % 4].ended(Permit(1), FAILED, "job_1")
 
     with ThreadPoolExecutor(40) as threads:
         list(threads.map(fail_at_once, range(40)))
@@ -113,7 +113,7 @@ def test_as_long_as_the_backend_is_well_redis_is_asked_once_a_second(
     monkeypatch.setattr(client, "pipeline", tell(asked, client.pipeline))
     breaker = a_breaker(client, clock)
     for _ in range(1000):
-        breaker.ended(breaker.admit(32, 0), None)
+        breaker.ended(breaker.admit(32, 0), None, "job_1")
     assert len(asked) == 1
     clock[0] += SharedBreaker.BELIEVED_SECONDS
     breaker.admit(1, 0)
@@ -130,7 +130,7 @@ def test_a_worker_whose_clock_is_wrong_goes_by_the_clock_of_redis(
     breaker = a_breaker(client, clock)
     fail(breaker, 1, REFUSED)
     assert breaker.admit(1, 0).calls == 0
-    verdict = breaker.ended(Permit(1), REFUSED)
+    verdict = breaker.ended(Permit(1), REFUSED, "job_1")
     assert verdict.open_for is not None and 0 < verdict.open_for <= 60
     found = stored(client)
     assert found is not None and found.open_for(client.time()[0]) > 0
@@ -169,7 +169,7 @@ def test_a_good_probe_lets_everybody_work_and_the_bell_is_rung(client: Redis, cl
     clock[0] += 2
     permit = prober.admit(1, 0)
     assert permit.probe is not None and not rung
-    prober.ended(permit, None)
+    prober.ended(permit, None, "job_1")
     assert rung == [None]
     clock[0] += 2
     assert other.admit(1, 0).calls == 1
@@ -259,7 +259,7 @@ def test_what_a_redis_that_comes_back_has_forgotten_does_not_close_it(client: Re
     client.set(KEY, old)
     clock[0] += 2
     assert breaker.admit(1, 0).calls == 0
-    breaker.ended(Permit(1), Failure(Kind.rate_limited, Billed.no, "", 30))
+    breaker.ended(Permit(1), Failure(Kind.rate_limited, Billed.no, "", 30), "job_1")
     assert standing(client) == (State.open, Reason.rate_limited)
 
 
@@ -280,10 +280,10 @@ def test_without_redis_a_process_goes_by_its_own_memory(redis: str, clock: list[
     permit = breaker.admit(1, 0)
     assert permit.probe is not None
     assert breaker.admit(1, 0).calls == 0
-    breaker.ended(permit, FAILED)
+    breaker.ended(permit, FAILED, "job_1")
     clock[0] += 5
     permit = breaker.admit(1, 0)
-    breaker.ended(permit, None)
+    breaker.ended(permit, None, "job_1")
     assert breaker.admit(1, 0).calls == 1
 
 
@@ -302,7 +302,7 @@ def test_a_frozen_redis_is_waited_for_by_one_call_in_a_while(
         tried: list[None] = []
         monkeypatch.setattr(client, "pipeline", tell(tried, client.pipeline))
         for _ in range(100):
-            breaker.ended(breaker.admit(1, 0), None)
+            breaker.ended(breaker.admit(1, 0), None, "job_1")
         fail(breaker, ENOUGH_FAILURES)
         assert len(tried) == 1
         assert breaker.admit(1, 0).calls == 0
@@ -322,13 +322,13 @@ def test_it_is_said_once_that_it_opened_and_that_it_closed(
     prober, other = a_breaker(client, clock), a_breaker(client, clock)
     fail(prober, 1, REFUSED)
     for _ in range(10):
-        prober.ended(Permit(1), REFUSED)
+        prober.ended(Permit(1), REFUSED, "job_1")
     clock[0] += 2
     other.admit(1, 0)
     other.admit(1, 0)
     pass_time(client, 100)
     clock[0] += 2
-    prober.ended(prober.admit(1, 0), None)
+    prober.ended(prober.admit(1, 0), None, "job_1")
     clock[0] += 2
     other.admit(1, 0)
     said = [record.getMessage() for record in caplog.records]
