@@ -24,7 +24,8 @@ from typing import Any
 #: arguments of a task; those are not shown.
 FIELDS = (
     *("request_id", "project_id", "job_id", "attempt", "delivery_id", "event_id"),
-    *("method", "route", "status", "backend", "outcome", "kind", "billed", "repair", "count", "seconds"),
+    *("method", "route", "status", "backend", "from", "to", "why", "outcome", "kind", "billed", "repair"),
+    *("count", "seconds"),
 )
 
 #: Whose lines below WARNING are shown.

@@ -69,11 +69,12 @@ class Recovery:
     def _offer(self, entry: Entry) -> None:
         assert entry.path is not None
         with self._database.read() as connection:
-            query = select(table.c.model, table.c.input).where(table.c.id == entry.job_id)
+            query = select(table.c.model, table.c.input, table.c.request_id).where(table.c.id == entry.job_id)
             job = connection.execute(query).one_or_none()
         if job is None:
             self._spool.ignore(entry.path, "this database knows no such job")
             return
+        logs.note(request_id=job.request_id)
         try:
             picture = self._backend.judge(Request(entry.job_id, job.model, job.input), entry.data)
         except Unjudged:

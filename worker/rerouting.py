@@ -188,7 +188,7 @@ class Rerouting:
 
     def _move(self, job: Row[Any], choice: Choice) -> bool:
         with self._database.write() as tx:
-            return jobs.reroute(
+            moved = jobs.reroute(
                 tx,
                 job.id,
                 source=job.backend,
@@ -196,6 +196,10 @@ class Rerouting:
                 reason=choice.reason,
                 sandbox=self._is_sandbox(choice.backend),
             )
+        if moved:
+            way = {"from": job.backend, "to": choice.backend, "why": choice.reason}
+            log.info("moved on", extra={"job_id": job.id, "request_id": job.request_id, **way})
+        return moved
 
 
 def _failed(connection: Connection, ids: Iterable[str]) -> Mapping[str, set[str]]:

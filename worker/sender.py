@@ -136,6 +136,8 @@ class Sender:
                     return _ours("endpoint_closed", "The endpoint was disabled or removed.", closed=True)
             event = connection.execute(select(events).where(events.c.id == claim.event_id)).one()
             job: Row[Any] | None = connection.execute(jobs_of([event])).one_or_none()
+            if job is not None:
+                logs.note(request_id=job.request_id)
             try:
                 secrets = webhook_secrets.live(connection, self._vault, claim.endpoint_id or claim.project_id)
             except Unreadable as error:

@@ -41,10 +41,18 @@ log = logging.getLogger("worker.sweep")
 Lapsed = tuple[str, int, datetime]
 
 
-def queued_and_due(due: ColumnElement[datetime | None], *conditions: ColumnElement[bool]) -> Select[tuple[str]]:
-    """The ids of queued jobs whose time has come, the longest due first: in the order of the index, or none is used."""
+def queued_and_due(due: ColumnElement[datetime | None], *conditions: ColumnElement[bool]) -> Select[tuple[str, str]]:
+    """Queued jobs whose time has come, the longest due first: in the order of the index, or none is used."""
     never_null = due.is_not(None)  # as the index says it
-    return select(table.c.id).where(is_status(Status.queued), never_null, due < now(), *conditions).order_by(due)
+    due_now = is_status(Status.queued), never_null, due < now(), *conditions
+    return select(table.c.id, table.c.request_id).where(*due_now).order_by(due)
+
+
+def _expire(tx: Connection, job_id: str) -> bool:
+    status = jobs.expire(tx, job_id)
+    if status is not None:
+        log.info("it waited for longer than it may, now %s", status)
+    return status is not None
 
 
 class Sweep:
@@ -152,7 +160,7 @@ class Sweep:
     def rescue_lapsed(self) -> bool:
         """Jobs whose worker stopped renewing: their picture if one was stored, else back into the queue."""
         lapsed = (
-            select(table.c.id, table.c.fence, table.c.attempts, table.c.lease_until)
+            select(table.c.id, table.c.fence, table.c.attempts, table.c.lease_until, table.c.request_id)
             .where(is_status(Status.running), table.c.lease_until < now())
             .order_by(table.c.lease_until)
             .limit(10 * self.LIMIT)
@@ -178,7 +186,8 @@ class Sweep:
     def _rescue(self, row: Row[Any]) -> None:
         job_id, fence, attempt = row.id, row.fence, row.attempts
         stored = self._images.of_job(job_id)
-        with logs.about(job_id=job_id, attempt=attempt), self._database.write() as tx:
+        its = {"job_id": job_id, "attempt": attempt, "request_id": row.request_id}
+        with logs.about(**its), self._database.write() as tx:
             # Its worker died between storing the picture and saying so: it is paid for, and as good as any.
             for image in stored:
                 if jobs.adopt(tx, image):
@@ -193,8 +202,8 @@ class Sweep:
 
     def expire_too_old(self) -> bool:
         """Jobs that waited longer than they may. Two questions, so that each finds its index."""
-        too_long = self._each_queued(table.c.queue_until, jobs.expire)
-        return self._each_queued(table.c.deadline_at, jobs.expire, NEVER_TRIED) or too_long
+        too_long = self._each_queued(table.c.queue_until, _expire)
+        return self._each_queued(table.c.deadline_at, _expire, NEVER_TRIED) or too_long
 
     def reroute(self) -> bool:
         """Jobs of `auto` that wait for a backend which fails, or which nobody works for, while another is well."""
@@ -213,17 +222,18 @@ class Sweep:
     ) -> bool:
         """Repair the queued jobs whose time, in column `due`, has come. `due` has a partial index over queued jobs."""
         with self._database.read() as connection:
-            ids = connection.scalars(queued_and_due(due, *conditions).limit(self.LIMIT)).all()
-        for job_id in ids:
+            rows = connection.execute(queued_and_due(due, *conditions).limit(self.LIMIT)).all()
+        for row in rows:
             self._go_on()
-            with self._database.write() as tx:
-                self._repaired += bool(repair(tx, job_id))
-        return len(ids) == self.LIMIT
+            with logs.about(job_id=row.id, request_id=row.request_id), self._database.write() as tx:
+                self._repaired += bool(repair(tx, row.id))
+        return len(rows) == self.LIMIT
 
     def close_abandoned_attempts(self) -> bool:
         """Attempts that nobody closed although their time is long over: whether they were paid stays unknown."""
         query = (
-            select(attempts.c.job_id, attempts.c.number)
+            select(attempts.c.job_id, attempts.c.number, table.c.request_id)
+            .join(table, table.c.id == attempts.c.job_id)
             .where(ATTEMPT_RUNS, attempts.c.deadline_at < now(-self.ABANDONED_SECONDS))
             .limit(self.LIMIT)
         )
@@ -233,6 +243,9 @@ class Sweep:
             with self._database.write() as tx:
                 closed = jobs.close_attempt(tx, row.job_id, row.number, Outcome.unknown, Billed.unknown)
             self._repaired += closed
+            if closed:
+                its = {"job_id": row.job_id, "attempt": row.number, "request_id": row.request_id}
+                log.info("its attempt, which nobody closed, is unknown", extra=its)
         return len(rows) == self.LIMIT
 
     def forget_unpointed_images(self) -> bool:
@@ -240,9 +253,8 @@ class Sweep:
         page = self._images.page(self._walked_to, self.LIMIT)
         self._walked_to = page[-1] if len(page) == self.LIMIT else ("", 0)
         if page:
-            ended = select(table.c.id, table.c.image_attempt, table.c.status).where(
-                table.c.id.in_({job_id for job_id, _ in page})
-            )
+            what = table.c.id, table.c.image_attempt, table.c.status, table.c.request_id
+            ended = select(*what).where(table.c.id.in_({job_id for job_id, _ in page}))
             with self._database.read() as connection:
                 found = {row.id: row for row in connection.execute(ended)}
             for job_id, attempt in page:
@@ -250,7 +262,7 @@ class Sweep:
                 if job is None or (job.status in TERMINAL and job.image_attempt != attempt):
                     self._images.remove(job_id, attempt)
                     self._repaired += 1
-                    its = {"job_id": job_id, "attempt": attempt}
+                    its = {"job_id": job_id, "attempt": attempt, "request_id": job and job.request_id}
                     log.info("its picture, which nothing points at, removed", extra=its)
         return False  # no hurry
 
@@ -282,7 +294,12 @@ class Sweep:
 
     def rescue_deliveries(self) -> bool:
         """Deliveries whose sender died: they are due again, with the same id."""
-        lapsed = select(sent).where(SENDING, sent.c.lease_until < now()).limit(10 * self.LIMIT)
+        lapsed = (
+            select(sent, table.c.id.label("job_id"), table.c.request_id)
+            .outerjoin(table, table.c.id == sent.c.subject_id)
+            .where(SENDING, sent.c.lease_until < now())
+            .limit(10 * self.LIMIT)
+        )
         with self._database.read() as connection:
             rows = connection.execute(lapsed).all()
         self._lapsed_sending = self._seen_twice(rows, self._lapsed_sending, self._rescue_delivery)
@@ -292,7 +309,8 @@ class Sweep:
         with self._database.write() as tx:
             if deliveries.rescue(tx, row):
                 self._repaired += 1
-                log.info("its sender is gone, it is due again", extra={"delivery_id": row.id})
+                its = {"event_id": row.event_id, "job_id": row.job_id, "request_id": row.request_id}
+                log.info("its sender is gone, it is due again", extra={"delivery_id": row.id, **its})
 
     def ring_for_deliveries(self) -> bool:
         """Some tickets for what is due now: what was put off, and what a lost ticket did not tell of."""

@@ -16,6 +16,7 @@ from shared.image_store import DatabaseImageStore
 from shared.jobs import Claim
 from shared.tables import Billed, Outcome, Status, attempts
 from shared.tables import jobs as table
+from tests.lines import written
 from tests.lives import TERMS, an_image, claim_one, job_row, submit
 from tests.worker.scripted import DATA, ScriptedBackend, picture_of
 from worker.backends.base import Failure, Kind, Picture, Unjudged
@@ -325,3 +326,12 @@ def test_a_worker_that_stops_leaves_the_rest_for_the_next_one(house: House) -> N
     house.backend.judgements = [stop]
     house.recovery().round()
     assert len(house.pictures()) == 2
+
+
+def test_what_becomes_of_a_dead_workers_picture_is_said_with_the_id_of_its_jobs_request(house: House) -> None:
+    job = submit(house.database, request_id="req_a")
+    house.dies_with(claim_one(house.database))
+    with written() as lines:
+        house.recovery().round()
+    [line] = lines.as_json(logger="worker.recovery")
+    assert (line["job_id"], line["attempt"], line["request_id"]) == (job.id, 1, "req_a")

@@ -19,6 +19,7 @@ from shared.jobs import Claim
 from shared.routing import RoutingReason
 from shared.tables import Outcome, attempts, events, workers
 from shared.tables import jobs as table
+from tests.lines import written as lines_written
 from tests.lives import TERMS, job_row, many, plan, submit
 from tests.worker.scripted import PICTURE, Answer, ScriptedBackend
 from worker import presence, rerouting
@@ -146,6 +147,17 @@ def test_what_waits_for_a_backend_whose_breaker_opens_is_moved_on_and_says_why(h
         [told] = connection.execute(select(events).where(events.c.subject_id == moved, events.c.sequence == 2)).all()
     assert (told.type, told.data["reason"]) == ("job.queued", "rerouted")
     assert house.moves() == 0
+
+
+def test_where_from_and_to_and_why_a_job_is_moved_stands_in_a_line_with_its_request(house: House) -> None:
+    job_id = house.submit(request_id="req_a")
+    house.breaker("dataoorts")
+    with lines_written() as lines:
+        assert house.moves() == 1
+    one, summary = lines.as_json(logger="worker.rerouting")
+    way = {"from": "dataoorts", "to": "diffusers", "why": "breaker_open"}
+    assert one | {"job_id": job_id, "request_id": "req_a", **way} == one and one["message"] == "moved on"
+    assert summary | {"count": 1, **way} == summary
 
 
 def test_a_backend_without_a_worker_is_left_after_a_lease_and_not_when_its_worker_is_started_anew(house: House) -> None:

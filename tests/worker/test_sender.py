@@ -7,21 +7,26 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from celery import Celery
 from sqlalchemy import Row, select, update
 from sqlalchemy.exc import OperationalError
 from standardwebhooks.webhooks import Webhook
 
 from shared import deliveries, endpoints, redelivery, webhook_secrets
 from shared.database import Database, now
+from shared.image_store import DatabaseImageStore
 from shared.tables import DeliveryStatus, Disabled, TryOutcome, delivery_tries, events
 from shared.tables import deliveries as table
 from shared.tables import endpoints as endpoint_rows
+from shared.tickets import Bell
 from shared.webhook_secrets import Vault
+from tests.lines import written
 from tests.lives import pass_time, submit
 from tests.receiver import Receiver, floods, hangs, resets, says
 from tests.worker.conftest import VAULT
 from worker.feed import Feed
 from worker.sender import Sender
+from worker.sweep import Sweep
 
 EVENTS = ["job.queued"]
 
@@ -282,3 +287,34 @@ def test_all_that_waits_goes_to_the_new_url(
     sender.work()
     assert len(receiver.letters) == 5
     assert {(row.url, row.status) for row in rows_of(database, table)} == {(receiver.url, DeliveryStatus.delivered)}
+
+
+def test_a_try_is_said_with_the_id_of_its_jobs_request(
+    database: Database, receiver: Receiver, a_sender: Callable[..., Sender]
+) -> None:
+    an_endpoint(database, receiver.url)
+    happen(database, request_id="req_a")
+    with written() as lines:
+        a_sender().work()
+    [line] = lines.as_json(logger="worker.sender")
+    [event] = rows_of(database, events)
+    assert (line["message"], line["event_id"]) == ("the try ended", event.id)
+    assert (line["job_id"], line["request_id"]) == (event.subject_id, "req_a")
+
+
+@pytest.mark.usefixtures("a_sender")  # and its projects
+def test_a_delivery_whose_sender_died_is_said_with_the_id_of_its_jobs_request(
+    database: Database, receiver: Receiver
+) -> None:
+    an_endpoint(database, receiver.url)
+    happen(database, request_id="req_a")
+    with database.write() as tx:
+        assert deliveries.claim(tx, "w", limit=1, probes=1)
+        tx.execute(update(table).values(lease_until=now(-1)))
+    sweep = Sweep(database, DatabaseImageStore(database), Bell(Celery()), [], Feed(database), max_crashes=3)
+    sweep.RESCUE_PAUSE_SECONDS = 0.0
+    with written() as lines:
+        sweep.rescue_deliveries()
+    [line] = lines.as_json(logger="worker.sweep")
+    [event] = rows_of(database, events)
+    assert (line["job_id"], line["event_id"], line["request_id"]) == (event.subject_id, event.id, "req_a")

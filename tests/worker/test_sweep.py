@@ -360,3 +360,31 @@ def test_a_sweep_that_is_asked_to_stop_begins_no_further_repair(
 
     monkeypatch.setattr(sweep, "_run", run)
     assert not sweep.round() and made == ["rescue_lapsed"]
+
+
+def test_what_is_done_to_a_job_is_said_with_its_id_and_that_of_its_request(database: Database) -> None:
+    lost, late, old = (submit(database, request_id=f"req_{name}").id for name in ("lost", "late", "old"))
+    sweep = a_sweep(database, clock := Clock())
+    with database.write() as tx:
+        tx.execute(update(table).where(table.c.id == old).values(queue_until=now(-1)))
+        tx.execute(update(table).where(table.c.id == late).values(ready=False))
+    assert claim_one(database).job_id == lost
+    with database.write() as tx:
+        tx.execute(update(table).where(table.c.id == late).values(queue_until=now(-1), attempts=1, failures=1))
+    lapse(database)
+    with written() as lines:
+        sweep.round()
+        clock.time += 6
+        sweep.round()
+        with database.write() as tx:
+            tx.execute(update(attempts).values(outcome="running", deadline_at=now(-1000)))
+        sweep.round()
+    said = {
+        (line.get("job_id"), line.get("request_id"), line["message"]) for line in lines.as_json(logger="worker.sweep")
+    }
+    assert said >= {
+        (lost, "req_lost", "its worker is gone, now queued"),
+        (late, "req_late", "it waited for longer than it may, now failed"),
+        (old, "req_old", "it waited for longer than it may, now expired"),
+        (lost, "req_lost", "its attempt, which nobody closed, is unknown"),
+    }
