@@ -14,6 +14,7 @@ interpreter that stands still. When nobody's row is renewed, it is the database 
 """
 
 import argparse
+import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -53,15 +54,29 @@ def judge(row: Row[Any]) -> tuple[bool, str]:
 
 
 def meant(rows: Sequence[Row[Any]], host: str, name: str | None) -> list[Row[Any]]:
-    """Those that are asked for: of each kind of work, the latest on this host."""
+    """Those that are asked for: of each kind of work the latest on this host, and whoever else's process is there.
+
+    A process that was killed leaves a row for a while, and one that was stopped looks like it, but for its process.
+    """
     if name is not None and ":" in name:
         return [row for row in rows if row.name == name]
     does = name and DOES.get(name, name.removeprefix("worker-"))
-    found: dict[str, Row[Any]] = {}
-    for row in rows:
-        if row.name.rpartition(":")[0] == host and does in (None, row.backend):
-            found.setdefault(row.backend, row)
-    return list(found.values())
+    here = [row for row in rows if row.name.rpartition(":")[0] == host and does in (None, row.backend)]
+    latest: dict[str, Row[Any]] = {}
+    for row in here:
+        latest.setdefault(row.backend, row)
+    return [row for row in here if row is latest[row.backend] or _is_there(row.name)]
+
+
+def _is_there(name: str) -> bool:
+    """Whether the process of this row is, on this host. In containers that share a name it may be somebody else's."""
+    try:
+        os.kill(int(name.rpartition(":")[2]), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def silent(rows: Sequence[Row[Any]], host: str, processes: Sequence[int]) -> list[tuple[int, str]]:

@@ -72,7 +72,9 @@ def test_one_that_nobody_has_seen_is_not(database: Database, asked: Asked) -> No
 
 def test_of_each_kind_the_latest_of_this_host_counts(database: Database, asked: Asked) -> None:
     """A container that is started again keeps its name, and its row of before."""
-    show(database, f"{HOST}:7", age=3600)
+    with subprocess.Popen(["true"]) as dead:
+        dead.wait()
+    show(database, f"{HOST}:{dead.pid}", age=3600)
     show(database, f"{HOST}:8", age=1)
     show(database, f"{HOST}:9", "deliver", age=1)
     show(database, f"{HOST}:10", "sweep", age=1)
@@ -81,6 +83,17 @@ def test_of_each_kind_the_latest_of_this_host_counts(database: Database, asked: 
     show(database, f"{HOST}:9", "deliver", age=30)
     assert asked()[0] == asked("worker-webhooks")[0] == 1
     assert asked("worker-sweep")[0] == asked("worker-dataoorts")[0] == 0
+
+
+def test_one_that_was_stopped_is_not_hidden_by_another_one_of_its_kind(database: Database, asked: Asked) -> None:
+    """Unlike one that is dead, its process is there."""
+    with subprocess.Popen(["sleep", "100"]) as stopped:
+        show(database, f"{HOST}:{stopped.pid}", age=25)
+        show(database, f"{HOST}:8", age=1)
+        code, said = asked("worker-dataoorts")
+        stopped.kill()
+    assert code == 1 and f"dataoorts ({HOST}:{stopped.pid}): not seen for" in said and len(said.splitlines()) == 2
+    assert asked("worker-dataoorts")[0] == 0, "now it is dead, and another one does its work"
 
 
 def test_a_supervisor_is_told_of_those_that_are_silent_while_others_are_not(database: Database, asked: Asked) -> None:
