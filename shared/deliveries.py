@@ -307,15 +307,17 @@ def settle(tx: Connection, claim: Claim, result: Result) -> Disabled | None:
         tx.execute(_DELIVERED, its)
     else:
         receivers.lock(tx, claim.receiver)
-        if not result.blameless and _has_moved(tx, claim):
-            result = replace(result, gone=False, final=False, blameless=True)  # it says nothing of the new URL
+        moved = not result.blameless and _has_moved(tx, claim)
+        if moved:  # it says nothing of the new URL, which gets this try now
+            result = replace(result, gone=False, final=False, blameless=True)
         if not result.blameless:
             fails_for_days = receivers.blame(tx, claim.receiver, result.retry_after)
-        if result.gone or result.final or claim.step + 1 >= len(PAUSES):
+        step = claim.step if moved else claim.step + 1
+        if result.gone or result.final or step >= len(PAUSES):
             tx.execute(_FAILED, its)
         else:
-            pause = max(_pause_before(claim.step + 1), min(result.retry_after, LONGEST_RETRY_AFTER_SECONDS))
-            tx.execute(_PUT_OFF, {**its, "to_step": claim.step + 1, "after_seconds": pause})
+            pause = max(_pause_before(step), min(result.retry_after, LONGEST_RETRY_AFTER_SECONDS))
+            tx.execute(_PUT_OFF, {**its, "to_step": step, "after_seconds": 0.0 if moved else pause})
             receivers.find_next_due(tx, claim.receiver)
     if result.answer and tx.scalar(_IS_REMOVED, {"its_id": claim.subject_id}):
         result = replace(result, answer=None)
