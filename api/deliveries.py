@@ -82,8 +82,10 @@ def routes(services: Services) -> APIBlueprint:
         "/deliveries/<id>/redeliver",
         operation_id="redeliver",
         summary="Send a delivery again",
-        description="One that has ended, as often as is wanted: with the same `webhook-id`, at once, and with as many "
-        "tries as the first time. It goes to the URL that its endpoint has now.",
+        description="One that has ended, as often as is wanted, or one that waits for its next try: with the same "
+        "`webhook-id`, at once, and with as many tries as the first time. It goes to the URL that its endpoint has "
+        "now. A receiver that is left alone after failures, or asked for that by `Retry-After`, is sent it after its "
+        "rest: ten minutes at most.",
         responses=answers({202: Delivery}, refusals=(401, 404, 406, 409, 413, 422)),
     )
     def redeliver(path: DeliveryPath, query: NoQuery) -> Response:
@@ -93,7 +95,7 @@ def routes(services: Services) -> APIBlueprint:
             if row.endpoint_id is not None:
                 _readdress(tx, row)
             if not redelivery.redeliver(tx, row):
-                raise Refused("not_ended", "The delivery has not ended: it is still tried.")
+                raise Refused("not_ended", "The delivery is being sent in this moment.")
             delivery = read_delivery(tx, path.id)
         return Response(delivery.model_dump_json(), 202, content_type="application/json")
 
@@ -117,11 +119,11 @@ def _own(connection: Connection, delivery_id: str) -> Row[Any]:
 
 
 def _readdress(tx: Connection, row: Row[Any]) -> None:
-    """It goes to the URL that its endpoint has now, unless it is still on its way. Locks the endpoint."""
+    """It goes to the URL that its endpoint has now, unless it is on its way. Locks the endpoint."""
     endpoint = endpoints.hold(tx, g.project_id, row.endpoint_id)
     if endpoint is None or endpoint.disabled_at is not None:
         raise Refused("endpoint_disabled", "The endpoint of this delivery is disabled or removed.")
-    redelivery.readdress(tx, endpoint, deliveries.c.id == row.id, deliveries.c.completed_at.is_not(None))
+    redelivery.readdress(tx, endpoint, deliveries.c.id == row.id, deliveries.c.status != DeliveryStatus.sending)
 
 
 def _page(connection: Connection, query: PageQuery, *conditions: ColumnElement[bool]) -> DeliveryList:

@@ -113,7 +113,7 @@ def routes(services: Services) -> APIBlueprint:
         operation_id="removeJobData",
         summary="Remove the image, the prompt and the metadata of an ended job",
         description="Its row stays, with `data_removed`: that it was, how it ended, what it cost. So does the hash of "
-        "its image, by which `/v1/provenance` knows it.",
+        "its image, by which `/v1/provenance` knows it. What receivers of its webhooks answered goes too.",
         responses=answers({204: None}, refusals=(401, 404, 409, 413, 422)),
     )
     def remove_job_data(path: JobPath, query: NoQuery) -> Response:

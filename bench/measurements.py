@@ -3,6 +3,9 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+
+from sqlalchemy import select
 
 from bench.figures import Row, percentile
 from bench.outside import eventually
@@ -11,8 +14,12 @@ from bench.streams import streams
 from bench.systems import Darkroom, System
 from bench.vendor import LARGE
 from bench.webhooks import webhooks
+from shared.database import Database
+from shared.tables import events
 
 SMALL = 20_000
+#: Of each run, with the sweep and without it.
+FEED_TURNS = 3
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Sizes:
 
 FULL = Sizes(5, 2, 3.0, 100, 400, 200, 200, 3.0, 300, 100, 300, 60)
 QUICK = Sizes(1, 1, 1.5, 100, 200, 100, 200, 1.0, 300, 40, 300, 20)
-SMALLEST = Sizes(1, 1, 0.3, 5, 8, 4, 8, 0.2, 8, 4, 4, 2)
+SMALLEST = Sizes(1, 1, 1.0, 5, 8, 4, 8, 0.2, 8, 4, 4, 2)
 
 #: What a measurement gives: values by row's key. A row that is left out has no value on this machine.
 Values = Mapping[str, float]
@@ -128,10 +135,39 @@ def hostile_receivers(system: System, sizes: Sizes) -> Values:
 
 
 def submits(system: System, sizes: Sizes) -> Values:
-    """Last of all: what it leaves in the queue ends with the system."""
+    """Last of all that need the workers: what it leaves in the queue ends with the system."""
     system.vendor.wish(sizes.delay, SMALL)
     found = _rate(system, "submit", 32, sizes)
     return {"submits": found["per_second"], "submit_p99": found["p99"] * 1000}
+
+
+def feed(system: System, sizes: Sizes) -> Values:
+    """What the feed takes from those who submit: with the sweep, which numbers their events, and without it, in turns.
+
+    After `submits`: from here on nothing is drawn, so that nothing else happens meanwhile.
+    """
+    if not isinstance(system, Darkroom):
+        raise Absent("it has no feed")
+    system.processes.stop("worker-dataoorts", grace=30)
+    fed, unfed = [], []
+    database = Database(system.database_url, connections=1)
+
+    def has_numbered_all() -> bool:
+        with database.read() as connection:
+            return connection.scalar(select(events.c.id).where(events.c.number.is_(None)).limit(1)) is None
+
+    try:
+        for _ in range(FEED_TURNS):
+            eventually("the feed has numbered every event", system.processes, has_numbered_all)
+            fed.append(_rate(system, "submit", 32, sizes)["per_second"])
+            system.processes.stop("worker-sweep", grace=30)
+            unfed.append(_rate(system, "submit", 32, sizes)["per_second"])
+            if has_numbered_all():
+                raise Unusable("the sweep was ended, and the events have numbers all the same")
+            system.start("worker-sweep")
+    finally:
+        database.close()
+    return {"submits_fed": fmean(fed), "submits_unfed": fmean(unfed)}
 
 
 def rows(names: Iterable[str], sizes: Sizes) -> list[Row]:
@@ -156,8 +192,8 @@ class Measurement:
     slow: bool = False
 
 
-#: In the order in which they are run and shown; submits last, since most of its jobs never end. What stands in braces
-#: in a title is filled in from the sizes.
+#: In the order in which they are run and shown; submits and feed last, since most of their jobs never end. What stands
+#: in braces in a title is filled in from the sizes.
 MEASUREMENTS: Mapping[str, Measurement] = {
     "pickup": Measurement(
         pickup,
@@ -220,6 +256,13 @@ MEASUREMENTS: Mapping[str, Measurement] = {
         (
             Row("submits", "submits, 32 connections, vendor at {delay:g} s", "1/s", "up"),
             Row("submit_p99", "  one of them, p99", "ms", "down"),
+        ),
+    ),
+    "feed": Measurement(
+        feed,
+        (
+            Row("submits_fed", "submits, 32 connections, no worker, while their events are numbered", "1/s", "up"),
+            Row("submits_unfed", "  without the sweep, which does that", "1/s", "up"),
         ),
     ),
 }

@@ -63,6 +63,8 @@ def webhooks(system: Darkroom, jobs: int) -> dict[str, float]:
             _tell(http, url, jobs)
             arrived(WARMTH + 2 * jobs)
             among = _times(database, good, jobs)
+            for endpoint in http.get(f"{url}/v1/endpoints", timeout=30).json()["data"]:  # what comes after tells nobody
+                http.delete(f"{url}/v1/endpoints/{endpoint['id']}", timeout=30).raise_for_status()
     finally:
         receiver.close()
         database.close()

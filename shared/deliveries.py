@@ -257,13 +257,6 @@ _FAILED = _settled(DeliveryStatus.sending, status=DeliveryStatus.failed, complet
 _PUT_OFF = _settled(
     DeliveryStatus.sending,
     status=DeliveryStatus.pending,
-    step=deliveries.c.step + 1,
-    is_retry=True,
-    due_at=now(bindparam("after_seconds", type_=Float)),
-)
-_RESCUED = _settled(
-    DeliveryStatus.sending,
-    status=DeliveryStatus.pending,
     step=bindparam("to_step"),
     is_retry=True,
     due_at=now(bindparam("after_seconds", type_=Float)),
@@ -285,6 +278,23 @@ _CLOSE_TRY = (
 )
 
 
+#: Its lock is held until the try is written down: a removal (shared/jobs.py) comes before, and is seen here, or after,
+#: and finds the answer. Claims and moves of the job don't wait for it.
+_IS_REMOVED = (
+    select(jobs.c.data_removed).where(jobs.c.id == bindparam("its_id")).with_for_update(read=True, key_share=True)
+)
+_FORGET_ANSWERS = (
+    update(tries)
+    .where(tries.c.delivery_id.in_(select(deliveries.c.id).where(deliveries.c.subject_id == bindparam("its_subject"))))
+    .values(answer=None)
+)
+
+
+def forget_answers(tx: Connection, subject_id: str) -> None:
+    """What its receivers answered: some repeat what they were sent."""
+    tx.execute(_FORGET_ANSWERS, {"its_subject": subject_id})
+
+
 def settle(tx: Connection, claim: Claim, result: Result) -> Disabled | None:
     """Write down how a try ended, and what becomes of its delivery, unless somebody else decided about that meanwhile.
 
@@ -297,16 +307,20 @@ def settle(tx: Connection, claim: Claim, result: Result) -> Disabled | None:
         tx.execute(_DELIVERED, its)
     else:
         receivers.lock(tx, claim.receiver)
-        if not result.blameless and _has_moved(tx, claim):
-            result = replace(result, gone=False, final=False, blameless=True)  # it says nothing of the new URL
+        moved = not result.blameless and _has_moved(tx, claim)
+        if moved:  # it says nothing of the new URL, which gets this try now
+            result = replace(result, gone=False, final=False, blameless=True)
         if not result.blameless:
             fails_for_days = receivers.blame(tx, claim.receiver, result.retry_after)
-        if result.gone or result.final or claim.step + 1 >= len(PAUSES):
+        step = claim.step if moved else claim.step + 1
+        if result.gone or result.final or step >= len(PAUSES):
             tx.execute(_FAILED, its)
         else:
-            pause = max(_pause_before(claim.step + 1), min(result.retry_after, LONGEST_RETRY_AFTER_SECONDS))
-            tx.execute(_PUT_OFF, {**its, "after_seconds": pause})
+            pause = max(_pause_before(step), min(result.retry_after, LONGEST_RETRY_AFTER_SECONDS))
+            tx.execute(_PUT_OFF, {**its, "to_step": step, "after_seconds": 0.0 if moved else pause})
             receivers.find_next_due(tx, claim.receiver)
+    if result.answer and tx.scalar(_IS_REMOVED, {"its_id": claim.subject_id}):
+        result = replace(result, answer=None)
     _close_try(tx, claim.delivery_id, claim.number, result)
     if claim.endpoint_id is None:
         return None
@@ -337,7 +351,7 @@ def rescue(tx: Connection, row: Row[Any]) -> bool:
     receivers.lock(tx, row.receiver)
     step = min(row.step + 1, len(PAUSES) - 1)
     its = {"its_id": row.id, "its_fence": row.fence, "to_step": step, "after_seconds": _pause_before(step)}
-    if tx.execute(_RESCUED, its).one_or_none() is None:
+    if tx.execute(_PUT_OFF, its).one_or_none() is None:
         return False
     receivers.find_next_due(tx, row.receiver)
     _close_try(tx, row.id, row.tries, Result(TryOutcome.unknown))

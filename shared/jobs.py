@@ -20,7 +20,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
-from shared import inputs, moves
+from shared import deliveries, inputs, moves
 from shared.errors import JobErrorCode
 from shared.events import REROUTED
 from shared.ids import new_id
@@ -307,15 +307,17 @@ def retry(
 
 
 def remove_data(tx: Connection, job_id: str) -> bool:
-    """Forget what an ended job was about: prompt, metadata, the image it began with, its picture. Its row stays, its
-    bill, and the picture's hash, by which it is known as ours.
+    """Forget what an ended job was about: prompt, metadata, the image it began with, its picture, what receivers of its
+    webhooks answered. Its row stays, its bill, and the picture's hash, by which it is known as ours.
 
     No move: its status stays. False if it has not ended; removing twice is fine. The pictures themselves are the
     image store's to remove, after the commit; what a crash leaves there, nothing points at, and the sweep finds.
     """
+    tx.execute(select(jobs.c.id).where(jobs.c.id == job_id).with_for_update())  # after a try that ends now
     if tx.execute(moves.REMOVE_DATA, {"its_id": job_id}).one_or_none() is None:
         return False
     inputs.remove(tx, job_id)
+    deliveries.forget_answers(tx, job_id)
     return True
 
 

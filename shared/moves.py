@@ -171,7 +171,7 @@ NEXT = (
     )
     .order_by(jobs.c.rank, jobs.c.id)
     .limit(bindparam("at_most", type_=Integer))
-    .with_for_update(skip_locked=True, of=jobs)
+    .with_for_update(skip_locked=True, of=jobs, key_share=True)  # a webhook's end does not hide a job
 )
 ROUTED = select(jobs.c.sequence, jobs.c.routing, now().label("now")).where(jobs.c.id == bindparam("its_id"))
 #: `held`: pairs of (id, fence).

@@ -55,7 +55,7 @@ SENDING = deliveries.c.status == literal(DeliveryStatus.sending.value, literal_e
 def receiver_of(project_id: str, url: str, endpoint_id: str | None) -> tuple[str, str]:
     """The receiver's id and host: of an endpoint, or of a project's jobs at the server of this URL."""
     parts = urlsplit(url)
-    host = (parts.hostname or "")[:255]
+    host = (parts.hostname or "").rstrip(".")[:255]  # with or without the root's dot, it is one host
     return endpoint_id or f"{project_id} {parts.scheme}://{host}:{parts.port or ''}", host
 
 

@@ -28,17 +28,17 @@ _ANEW: dict[str, Any] = {
 }
 _REDELIVER = (
     update(deliveries)
-    .where(
-        deliveries.c.id == bindparam("its_id"),
-        deliveries.c.status.in_((DeliveryStatus.delivered, DeliveryStatus.failed)),
-    )
+    .where(deliveries.c.id == bindparam("its_id"), deliveries.c.status != DeliveryStatus.sending)
     .values(_ANEW)
     .returning(deliveries.c.id)
 )
 
 
 def redeliver(tx: Connection, row: Row[Any]) -> bool:
-    """Send it again, with a schedule that begins anew: the same event, and so the same id. False: it has not ended."""
+    """Send it again, or now if it waits, with a schedule that begins anew: the same event, and so the same id.
+
+    False: it is being sent in this moment.
+    """
     receivers.due_now(tx, row.receiver, row.host)
     if tx.execute(_REDELIVER, {"its_id": row.id}).one_or_none() is None:
         receivers.find_next_due(tx, row.receiver)

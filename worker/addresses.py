@@ -63,7 +63,7 @@ SPECIAL: tuple[tuple[Network, str], ...] = (
 #: Only this is handed out to the public, and not all of it.
 PUBLIC_V6 = IPv6Network("2000::/3")
 
-_MAPPED = IPv6Network("::ffff:0:0/96")  # RFC 4291, 2.5.5.2: the kernel itself sends these by IPv4
+_MAPPED = IPv6Network("::ffff:0:0/96")  # RFC 4291, 2.5.5.2: the kernel sends these by IPv4
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
 _COMPATIBLE = IPv6Network("::/96")  # RFC 4291, 2.5.5.1
 _TRANSLATED = IPv6Network("::ffff:0:0:0/96")  # SIIT, RFC 2765
@@ -80,8 +80,6 @@ def why_forbidden(address: Address, allowed: Sequence[Network]) -> str | None:
     """
     if isinstance(address, IPv4Address):
         return _why_v4(address, allowed)
-    if address in _MAPPED:
-        return _why_v4(_low(address), allowed)  # only another spelling of it
     if reason := _find(address, NEVER):
         return reason
     for inner in _embedded(address):
@@ -108,11 +106,11 @@ def _find(address: Address, blocks: Sequence[tuple[Network, str]]) -> str | None
 
 
 def _embedded(address: IPv6Address) -> Iterator[IPv4Address]:
-    """The IPv4 addresses that a translator or tunnel could send this on to. The mapped form only spells one."""
+    """The IPv4 addresses that the kernel, a translator or a tunnel could send this on to."""
     value = int(address)
-    if (
-        address in _TRANSLATED or address in _NAT64 or (address in _COMPATIBLE and value > 1)
-    ):  # :: and ::1 mean what they say
+    if any(address in block for block in (_MAPPED, _TRANSLATED, _NAT64)):
+        yield _low(address)
+    if address in _COMPATIBLE and value > 1:  # :: and ::1 mean what they say
         yield _low(address)
     if address in _6TO4:
         yield IPv4Address(value >> 80 & 0xFFFFFFFF)

@@ -1,5 +1,6 @@
 """DELETE /v1/jobs/{id}."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from api.services import Services
 from shared import jobs as life
 from shared.tables import jobs
 from tests.api.people import PICTURE, Caller, Submit, Worker, on_sqlite
+from tests.api.sending import HOOK, TAKEN, PostOffice
 from tests.lives import an_image, job_row
 
 SECRET = "a secret plan"
@@ -31,6 +33,20 @@ def test_image_prompt_and_metadata_go_and_the_row_and_its_bill_stay(
     assert image.status_code == 410 and image.json["code"] == "removed"
     assert services.images.of_job(job["id"]) == [] and SECRET not in repr(job_row(services.database, job["id"]))
     assert SECRET not in api.get("/v1/jobs").text
+
+
+def test_what_the_receivers_of_its_webhooks_repeated_goes_too(
+    api: Caller, services: Services, submit: Submit, worker: Worker
+) -> None:
+    job = submit(input={"prompt": SECRET}, webhook={"url": HOOK, "events": ["job.queued"]})
+    PostOffice(services.database).send(replace(TAKEN, answer=f"thanks for {SECRET}"))
+    worker.succeed(worker.claim())
+    shown = api.get(f"{job['urls']['self']}/deliveries")
+    assert SECRET in shown.text
+    api.delete(job["urls"]["self"])
+    after = api.get(f"{job['urls']['self']}/deliveries")
+    assert SECRET not in after.text and SECRET not in api.get("/v1/deliveries").text
+    assert after.json["data"][0]["tries"] == [shown.json["data"][0]["tries"][0] | {"answer": None}]
 
 
 @on_sqlite

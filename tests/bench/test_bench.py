@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 #: Not offered by every version of the service.
 MAY_BE_ABSENT = {"news_p50", "news_p99", "news_places"}
 #: What the baseline does not offer.
-OURS_ALONE = {"news_places", *(row.key for name in ("streams", "webhooks") for row in MEASUREMENTS[name].rows)}
+OURS_ALONE = {"news_places", *(row.key for name in ("streams", "webhooks", "feed") for row in MEASUREMENTS[name].rows)}
 
 
 def cells_of(output: str, title: str) -> list[str]:

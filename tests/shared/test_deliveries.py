@@ -148,6 +148,18 @@ def test_one_host_gets_no_more_at_once_however_many_endpoints_it_has(database: D
     assert sum(one.endpoint_id == other for one in taken) == 2
 
 
+def test_the_dot_at_the_end_of_a_name_makes_no_other_host_of_it(database: Database) -> None:
+    for number in range(receivers.MOST_PER_HOST):
+        an_endpoint(database, f"https://same.example{'.' * (number % 2)}/{number}")
+    happen(database, 2)
+    assert len(claim(database)) == receivers.MOST_PER_HOST
+    assert claim(database) == []
+    assert receivers.receiver_of("prj_a", "https://same.example./", None) == (
+        "prj_a https://same.example:",
+        "same.example",
+    )
+
+
 def test_nor_in_one_claim_when_little_room_is_left(database: Database) -> None:
     for number in range(receivers.MOST_PER_HOST + 6):
         an_endpoint(database, f"https://same.example/{number}")
@@ -268,6 +280,21 @@ def test_retry_after_is_obeyed_within_bounds(asked: float, least: float, databas
         assert connection.execute(select(within)).scalar_one()
 
 
+def test_a_retry_after_speaks_for_all_that_goes_to_its_receiver_for_ten_minutes_at_most(database: Database) -> None:
+    an_endpoint(database)
+    happen(database, 2)
+    for asked in (600.0, 1e9):
+        [claimed] = claim(database, limit=1)
+        settle(database, claimed, Result(TryOutcome.failed, seconds=0.1, status=503, answer="", retry_after=asked))
+        with database.write() as tx:  # the other one is due, whatever became of this one
+            tx.execute(update(table).values(due_at=now()))
+            receivers.find_next_due(tx, claimed.receiver)
+        pass_time(database, 540)
+        assert claim(database) == []
+        pass_time(database, 61)
+    assert len(claim(database)) == 1
+
+
 def test_who_is_gone_is_told_nothing_any_more_and_the_others_learn_of_it(database: Database) -> None:
     gone = an_endpoint(database)
     other = an_endpoint(database, "https://b.example/", events=["endpoint.disabled"])
@@ -299,6 +326,23 @@ def test_what_an_old_url_answers_says_nothing_of_the_new_one(database: Database)
     assert {row.status for row in all_of(database, table)} == {DeliveryStatus.pending}
     new = the_one(database, receiver_rows)
     assert (new.host, new.failures, new.window) == ("new.example", 0, receivers.FIRST_WINDOW)
+
+
+def test_not_even_at_the_last_try_which_the_new_url_gets_at_once(database: Database) -> None:
+    endpoint = an_endpoint(database)
+    happen(database)
+    last = len(PAUSES) - 1
+    with database.write() as tx:
+        tx.execute(update(table).values(step=last))
+    [old] = claim(database)
+    with database.write() as tx:
+        endpoints.hold(tx, "prj_a", endpoint)
+        endpoints.change(tx, endpoint, url="https://new.example/hook")
+    settle(database, old, Result(TryOutcome.failed, seconds=0.1, status=503, answer="", retry_after=1e9))
+    [new] = claim(database)
+    assert (new.url, new.event_id, new.step) == ("https://new.example/hook", old.event_id, last)
+    settle(database, new, REFUSED)
+    assert the_one(database).status == DeliveryStatus.failed
 
 
 def test_an_endpoint_that_did_nothing_but_fail_for_days_is_to_be_disabled(database: Database) -> None:
@@ -359,17 +403,30 @@ def test_a_sender_that_dies_at_the_last_try_does_not_end_the_delivery(database: 
     assert the_one(database).status == DeliveryStatus.delivered
 
 
-def test_a_redelivery_begins_the_schedule_anew_and_only_for_what_has_ended(database: Database) -> None:
+def test_a_redelivery_begins_the_schedule_anew_and_not_for_what_is_on_its_way(database: Database) -> None:
     an_endpoint(database)
     happen(database)
-    assert not redeliver(database)
     [first] = claim(database)
+    assert not redeliver(database)
     settle(database, first, Result(TryOutcome.failed, seconds=0.1, status=400, answer="", final=True))
     assert the_one(database).status == DeliveryStatus.failed
     assert redeliver(database)
     pass_time(database, 60)
     [again] = claim(database)
     assert (again.event_id, again.step, again.number) == (first.event_id, 0, 2)
+
+
+def test_what_waits_for_its_next_try_is_sent_now_on_a_wish(database: Database) -> None:
+    an_endpoint(database)
+    happen(database)
+    with database.write() as tx:
+        tx.execute(update(table).values(step=7))
+    [failed] = claim(database)
+    settle(database, failed, REFUSED)
+    assert claim(database) == []  # for 20 hours
+    assert redeliver(database)
+    [again] = claim(database)
+    assert (again.event_id, again.step, again.number) == (failed.event_id, 0, 2)
 
 
 def test_the_feed_plans_each_event_once(database: Database) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from worker.addresses import NEVER, SPECIAL, Network, why_forbidden
@@ -32,6 +32,13 @@ EMBEDDINGS: dict[str, Callable[[int], int]] = {
 def inside(network: Network) -> st.SearchStrategy[IPv4Address | IPv6Address]:
     return st.ip_addresses(network=str(network)).filter(lambda address: address in network)
 
+
+def within(*blocks: str) -> st.SearchStrategy[IPv6Address]:
+    """Addresses of these blocks, of each about as many: a small one in a large one would never be met."""
+    return st.one_of(*(st.ip_addresses(v=6, network=block) for block in blocks))
+
+
+many = settings(max_examples=2000)
 
 forbidden = st.sampled_from(FORBIDDEN).flatmap(inside)
 forbidden_v4 = st.sampled_from([network for network in FORBIDDEN if network.version == 4]).flatmap(inside)
@@ -66,7 +73,35 @@ def test_every_ordinary_public_address_may_be_called(address: IPv4Address | IPv6
 
 @given(st.ip_addresses(v=6))
 def test_what_was_never_given_out_of_ipv6_is_refused(address: IPv6Address) -> None:
-    assume(not any(address in IPv6Network(block) for block in ("2000::/3", "::ffff:0:0/96", "64:ff9b::/96")))
+    assume(not any(address in IPv6Network(block) for block in ("2000::/3", "64:ff9b::/96")))
+    assert why_forbidden(address, [])
+
+
+@many
+@given(st.booleans().flatmap(lambda bad: forbidden_v4 if bad else st.ip_addresses(v=4)))
+def test_nat64_is_judged_as_the_address_that_it_carries(address: IPv4Address) -> None:
+    translated = IPv6Address(EMBEDDINGS["nat64"](int(address)))
+    assert (why_forbidden(translated, []) is None) == (why_forbidden(address, []) is None)
+    assert (why_forbidden(address, []) is None) == (not any(address in network for network in FORBIDDEN))
+
+
+@many
+@given(within("64:ff9b::/32", "64:ff9b:1::/48", "64:ff9b::1:0:0/96"))
+def test_the_rest_of_the_translators_block_is_refused(address: IPv6Address) -> None:
+    assume(address not in IPv6Network("64:ff9b::/96"))
+    assert why_forbidden(address, [])
+
+
+@many
+@given(within("2002::/16", "2002:808:808::/48"))
+def test_all_of_6to4_is_refused_whatever_it_carries(address: IPv6Address) -> None:
+    assert why_forbidden(address, [])
+
+
+@many
+@given(within("::/8", "::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "::ffff:808:808/128", "64::/16"))
+def test_all_of_the_first_block_of_ipv6_is_refused_but_nat64(address: IPv6Address) -> None:
+    assume(address not in IPv6Network("64:ff9b::/96"))
     assert why_forbidden(address, [])
 
 
@@ -109,6 +144,7 @@ def test_a_block_is_refused_from_its_first_address_to_its_last_and_no_further(bl
         "::",
         "::ffff:127.0.0.1",
         "::ffff:10.0.0.1",
+        "::ffff:8.8.8.8",
         "::7f00:1",
         "::ffff:0:7f00:1",
         "::5efe:7f00:1",
@@ -142,7 +178,7 @@ def test_well_known_public_addresses_are_not_refused(text: str) -> None:
 
 def test_the_operator_opens_networks_of_his_own_and_nothing_beside_them() -> None:
     allowed = [ip_network("10.20.0.0/16"), ip_network("127.0.0.0/8"), ip_network("fd12:3456::/32")]
-    for text in ("10.20.0.1", "127.0.0.1", "::ffff:10.20.0.1", "fd12:3456::1", "1.1.1.1"):
+    for text in ("10.20.0.1", "127.0.0.1", "fd12:3456::1", "1.1.1.1"):
         assert why_forbidden(ip_address(text), allowed) is None, text
-    for text in ("10.21.0.1", "192.168.0.1", "::1", "64:ff9b::a15:1", "fd12:3457::1"):
+    for text in ("10.21.0.1", "192.168.0.1", "::1", "::ffff:10.20.0.1", "64:ff9b::a15:1", "fd12:3457::1"):
         assert why_forbidden(ip_address(text), allowed), text

@@ -15,7 +15,7 @@ import pytest
 
 from tests.receiver import Handler, Receiver, drips, floods, hangs, resets, says
 from worker import posting
-from worker.addresses import Network, why_forbidden
+from worker.addresses import Network
 from worker.posting import Answer, NotDelivered, Poster, Trouble
 
 LOOPBACK: list[Network] = [ipaddress.ip_network("127.0.0.1/32")]
@@ -39,13 +39,12 @@ DIALLED = Dialled()
 
 @pytest.fixture(autouse=True)
 def dialled() -> Iterator[list[str]]:
-    """Whatever a test does, nothing forbidden was dialled: loopback alone is allowed, and only its one address."""
+    """Whatever a test does, nothing was dialled but the one address of loopback that is allowed."""
     DIALLED.addresses = []
     DIALLED.watching = True
     yield DIALLED.addresses
     DIALLED.watching = False
-    for address in DIALLED.addresses:
-        assert why_forbidden(ipaddress.ip_address(address.partition("%")[0]), LOOPBACK) is None, address
+    assert set(DIALLED.addresses) <= {"127.0.0.1"}  # as it stands here: who judges addresses is not asked
 
 
 @pytest.fixture
@@ -245,9 +244,22 @@ def test_an_answer_that_drips_its_body_has_said_what_counts(
     assert poster.post(receiver.url, b"{}", {}).status == 202
 
 
-def test_of_ten_gigabytes_no_more_than_the_start_is_read(poster: Poster, receiver: Receiver) -> None:
+def test_of_ten_gigabytes_no_more_than_the_start_is_read(
+    poster: Poster, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    real, me = socket.SocketIO.readinto, threading.get_ident()
+
+    def counted(stream: socket.SocketIO, buffer: Any) -> int | None:
+        count = real(stream, buffer)
+        if threading.get_ident() == me:  # the receiver reads too
+            read.append(count or 0)
+        return count
+
+    monkeypatch.setattr(socket.SocketIO, "readinto", counted)
     receiver.behaviour = floods
-    assert poster.post(receiver.url, b"{}", {}).start == bytes(posting.SHOWN)
+    assert poster.post(receiver.url, b"{}", {}).start == bytes(1024)
+    assert sum(read) == 65_536
 
 
 def test_a_compressed_answer_is_not_inflated(poster: Poster, receiver: Receiver) -> None:

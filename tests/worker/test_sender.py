@@ -1,10 +1,12 @@
 """One try of a delivery, with a real receiver on loopback and both databases."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from datetime import datetime, tzinfo
+from typing import Any, Self
 
 import pytest
 from celery import Celery
@@ -29,6 +31,7 @@ from worker.sender import Sender
 from worker.sweep import Sweep
 
 EVENTS = ["job.queued"]
+DAY = 86400.0
 
 
 def an_endpoint(database: Database, url: str) -> tuple[str, str]:
@@ -46,6 +49,10 @@ def happen(database: Database, count: int = 1, **changes: Any) -> None:
 def rows_of(database: Database, rows: Any) -> list[Row[Any]]:
     with database.read() as connection:
         return list(connection.execute(select(rows).order_by(*rows.primary_key)).all())
+
+
+def said_to_be_disabled(database: Database) -> list[str]:
+    return [row.subject_id for row in rows_of(database, events) if row.type == "endpoint.disabled"]
 
 
 def test_what_is_due_arrives_signed_once_and_is_written_down(
@@ -150,14 +157,31 @@ def test_gone_disables_the_endpoint_and_ends_what_waits_for_it(
     database: Database, receiver: Receiver, a_sender: Callable[..., Sender]
 ) -> None:
     receiver.behaviour = says(410)
-    an_endpoint(database, receiver.url)
+    endpoint, _ = an_endpoint(database, receiver.url)
     happen(database, 4)
     a_sender().work()
     assert rows_of(database, endpoint_rows)[0].disabled_reason == Disabled.gone
     assert {row.status for row in rows_of(database, table)} == {DeliveryStatus.failed}
-    assert rows_of(database, events)[-1].type == "endpoint.disabled" or any(
-        row.type == "endpoint.disabled" for row in rows_of(database, events)
-    )
+    assert said_to_be_disabled(database) == [endpoint]
+
+
+def test_nothing_but_failure_for_days_disables_the_endpoint_and_is_told(
+    database: Database, receiver: Receiver, a_sender: Callable[..., Sender]
+) -> None:
+    receiver.behaviour = says(500)
+    endpoint, _ = an_endpoint(database, receiver.url)
+    happen(database, 3)
+    sender = a_sender()
+    sender.work()
+    pass_time(database, 4.9 * DAY)
+    sender.work()
+    assert rows_of(database, endpoint_rows)[0].disabled_at is None and said_to_be_disabled(database) == []
+    pass_time(database, 0.2 * DAY)
+    sender.work()
+    [row] = rows_of(database, endpoint_rows)
+    assert row.disabled_at is not None and row.disabled_reason == Disabled.failing
+    assert said_to_be_disabled(database) == [endpoint]
+    assert {row.status for row in rows_of(database, table)} == {DeliveryStatus.failed}
 
 
 def test_what_was_planned_while_its_endpoint_was_disabled_is_not_sent(
@@ -231,30 +255,57 @@ def test_an_end_that_the_database_would_not_take_is_written_down_when_it_is_back
     assert len(receiver.letters) == 1
 
 
+@pytest.mark.parametrize(
+    ("count", "least_tries"),
+    [(12, 7), (300, 1)],  # so many wait there that, one at a time, not all had a try while it was down
+)
 def test_everything_arrives_at_a_receiver_that_was_down_for_three_days(
-    database: Database, receiver: Receiver, a_sender: Callable[..., Sender]
+    count: int,
+    least_tries: int,
+    database: Database,
+    receiver: Receiver,
+    a_sender: Callable[..., Sender],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     receiver.behaviour = says(503)
-    an_endpoint(database, receiver.url)
-    happen(database, 12)
-    sender, passed, days = a_sender(), 0.0, 86400.0
-    while passed < 3 * days:
+    _, secret = an_endpoint(database, receiver.url)
+    happen(database, count)
+    begun, passed, read = time.time(), 0.0, 0
+
+    class Then(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls.fromtimestamp(begun + passed, tz)
+
+    monkeypatch.setattr("standardwebhooks.webhooks.datetime", Then)  # it allows for five minutes
+    sender = a_sender(clock=lambda: begun + passed)
+
+    def work() -> None:
+        nonlocal read
         sender.work()
-        pass_time(database, 60.0 if passed < 7200 else 1800.0)
-        passed += 60.0 if passed < 7200 else 1800.0
+        for letter in receiver.letters[read:]:  # each try is signed anew
+            assert letter.headers["webhook-timestamp"] == str(int(begun + passed))
+            assert Webhook(secret).verify(letter.body, letter.headers) == letter.told
+        read = len(receiver.letters)
+
+    while passed < 3 * DAY:
+        work()
+        step = 60.0 if passed < 7200 else 1800.0
+        pass_time(database, step)
+        passed += step
     assert {row.status for row in rows_of(database, table)} == {DeliveryStatus.pending}
     down = len(receiver.letters)
     receiver.behaviour = says(200)
     longest = max(deliveries.PAUSES) * (1 + deliveries.MOST_JITTER) + 1800
     while {row.status for row in rows_of(database, table)} != {DeliveryStatus.delivered}:
-        assert passed < 3 * days + longest
+        assert passed < 3 * DAY + longest
         pass_time(database, 1800.0)
         passed += 1800.0
-        sender.work()
+        work()
     came = Counter(letter.id for letter in receiver.letters)
-    assert len(came) == 12 and len(receiver.letters) == down + 12
+    assert len(came) == count and len(receiver.letters) == down + count
     tries = Counter(row.delivery_id for row in rows_of(database, delivery_tries))
-    assert all(7 <= count <= len(deliveries.PAUSES) for count in tries.values())
+    assert all(least_tries <= made <= len(deliveries.PAUSES) for made in tries.values())
 
 
 def test_however_much_waits_for_an_endpoint_its_end_is_short(
