@@ -165,9 +165,10 @@ class Sweep:
             .order_by(table.c.lease_until)
             .limit(10 * self.LIMIT)
         )
+        before, self._lapsed = self._lapsed, {}  # if the database is away now, what was seen before counts no more
         with self._database.read() as connection:
             rows = connection.execute(lapsed).all()
-        self._lapsed = self._seen_twice(rows, self._lapsed, self._rescue)
+        self._lapsed = self._seen_twice(rows, before, self._rescue)
         return False  # more than the limit: they are seen in the next round, and rescued after the same pause
 
     def _seen_twice(
@@ -300,9 +301,10 @@ class Sweep:
             .where(SENDING, sent.c.lease_until < now())
             .limit(10 * self.LIMIT)
         )
+        before, self._lapsed_sending = self._lapsed_sending, {}
         with self._database.read() as connection:
             rows = connection.execute(lapsed).all()
-        self._lapsed_sending = self._seen_twice(rows, self._lapsed_sending, self._rescue_delivery)
+        self._lapsed_sending = self._seen_twice(rows, before, self._rescue_delivery)
         return False
 
     def _rescue_delivery(self, row: Row[Any]) -> None:

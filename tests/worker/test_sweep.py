@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import redis
@@ -10,14 +11,16 @@ from celery import Celery
 from sqlalchemy import insert, select, update
 from sqlalchemy.exc import OperationalError
 
-from shared import breaker, jobs, tickets
+from shared import breaker, deliveries, endpoints, jobs, tickets
 from shared.breaker import Breaker, BreakerBoard, Reason, key
 from shared.database import Database, now
 from shared.errors import JobErrorCode
 from shared.image_store import DatabaseImageStore
 from shared.jobs import JobError
 from shared.tables import Billed, Status, attempts, events, idempotency_keys
+from shared.tables import deliveries as sent
 from shared.tables import jobs as table
+from shared.webhook_secrets import Vault
 from tests.lines import written
 from tests.lives import SUBMISSION, TERMS, an_image, claim_one, ended, job_row, many, plan, submit
 from worker.feed import Feed
@@ -88,6 +91,48 @@ def test_a_lapsed_lease_is_rescued_only_when_it_was_seen_twice_five_seconds_apar
     row = job_row(database, job.id)
     assert (row.status, row.crashes) == ("queued", 1)
     assert attempt_of(database, job.id) == ("unknown", "unknown")
+
+
+@pytest.mark.parametrize("repair", ["rescue_lapsed", "rescue_deliveries"])
+def test_what_was_seen_before_an_outage_must_be_seen_twice_after_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch, repair: str
+) -> None:
+    """Its owner lives, and could not renew it: after the outage he comes first."""
+    clock = Clock()
+    sweep = a_sweep(database, clock)
+    rescued: list[str] = []
+    for rescue in ("_rescue", "_rescue_delivery"):
+        monkeypatch.setattr(sweep, rescue, lambda row: rescued.append(row.id))
+    wait_for_deliveries(database)
+    claim_one(database)
+    with database.write() as tx:
+        assert len(deliveries.claim(tx, "w", limit=9, probes=9)) == 1
+        tx.execute(update(table).values(lease_until=now(-1)))
+        tx.execute(update(sent).values(lease_until=now(-1)))
+    sweep._run(getattr(sweep, repair))
+    with monkeypatch.context() as away:
+        away.setattr(database, "read", gone)
+        for _ in range(60):
+            clock.time += 1
+            sweep._run(getattr(sweep, repair))
+    sweep._run(getattr(sweep, repair))
+    assert rescued == [], "at the first look"
+    clock.time += 5
+    sweep._run(getattr(sweep, repair))
+    assert len(rescued) == 1
+
+
+def wait_for_deliveries(database: Database) -> None:
+    """A job, and an endpoint that is to be told of it."""
+    project = submit(database).project_id
+    url, told = "https://a.example/hook", ["job.queued"]
+    with database.write() as tx:
+        endpoints.register(tx, Vault("s" * 32), url=url, project_id=project, description="", events=told)
+        deliveries.plan(tx, tx.execute(select(events)).all())
+
+
+def gone() -> Any:
+    raise OperationalError("SELECT", {}, Exception("the server is gone"))
 
 
 def test_a_worker_that_renews_after_an_outage_keeps_its_job(database: Database) -> None:
