@@ -93,14 +93,14 @@ class Leases:
         """One beat. Raises what the database raises when it is away."""
         with self._lock:
             held = sorted(self._held)
-        with self._database.write() as tx:
-            self._present(tx)
         for start in range(0, len(held), self.CHUNK):
             chunk = held[start : start + self.CHUNK]
             with self._database.write() as tx:
                 ours = jobs.renew(tx, chunk, self._lease_seconds)
             with self._lock:
                 self._lost.update(self._held.intersection(set(chunk) - ours))
+        with self._database.write() as tx:  # last: whatever is wrong with it, no lease lapses for it
+            self._present(tx)
 
     def _run(self) -> None:
         pause, beat = 0.0, min(self._lease_seconds / 4, self.LONGEST_BEAT_SECONDS)

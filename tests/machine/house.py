@@ -362,9 +362,9 @@ class Worker:
     def renews(self, fate: Fate = Fate.goes_well) -> None:
         """The heartbeat, at once; the fate is that of the leases' own statement."""
         beat = Hand(self.leases.renew)
-        beat.go_on()
+        beat.go_on(fate)
         while not beat.ended:
-            beat.go_on(fate)
+            beat.go_on()
 
     def tidies_up(self) -> None:
         """Forget threads that have ended; all of it ends if one died, or if it was asked to stop and all is done."""

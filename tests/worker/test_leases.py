@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
 from shared import jobs
@@ -100,6 +100,25 @@ def test_more_claims_than_one_statement_takes_are_all_renewed(database: Database
     with database.read() as connection:
         lapsing = connection.execute(table.select().where(table.c.lease_until < now(5))).all()
     assert lapsing == []
+
+
+@pytest.mark.parametrize("error", [OperationalError("INSERT", {}, Exception("disk full")), ZeroDivisionError()])
+def test_a_worker_that_cannot_show_itself_renews_what_it_holds_all_the_same(
+    database: Database, error: Exception
+) -> None:
+    def present(tx: object) -> None:
+        raise error
+
+    submit(database)
+    claim = claim_one(database)
+    leases = Leases(database, 20, present)
+    with database.write() as tx:
+        tx.execute(update(table).values(lease_until=now(1)))
+    with leases.holding(claim), pytest.raises(type(error)):
+        leases.renew()
+    with database.read() as connection:
+        assert connection.scalar(select(table.c.id).where(table.c.lease_until > now(10))) == claim.job_id
+    leases._database.close()
 
 
 def test_after_failed_beats_nothing_is_to_be_claimed_until_they_are_well_again_for_a_while(
