@@ -23,6 +23,9 @@ from shared.sqlite_writer import SqliteWriter
 #: What a statement raises while the database is away, full, locked, or shutting down. The work is not lost: try later.
 AWAY = (OperationalError, InterfaceError, PoolTimeout)
 
+#: PostgreSQL's word for a write where nothing may be written.
+READ_ONLY = "25006"
+
 #: How long a statement may wait for another process's lock, and on SQLite a transaction for its turn. Below the
 #: shortest lease (10 s), so that a worker that waits for a lock still renews in time.
 BUSY_SECONDS = 8
@@ -185,10 +188,14 @@ def take_as_long_as_it_needs(tx: Connection) -> None:
 
 
 def _count_as_away(context: ExceptionContext) -> None:
-    """A connection that the server ended is AWAY, whatever the driver calls it.
+    """A connection that the server ended is AWAY, whatever the driver calls it, and so is a server that only reads.
 
-    It calls it an InternalError when a transaction stood still for too long, as that of a paused process does.
+    It calls it an InternalError when a transaction stood still for too long, as that of a paused process does. To a
+    read-only server (a standby that we were led to, a primary whose disk is full) the connection is given up: the next
+    one may lead elsewhere. All else that passes by itself is an OperationalError by the driver's own word.
     """
+    if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
+        context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
     if context.is_disconnect and not isinstance(context.sqlalchemy_exception, AWAY):
         raise OperationalError(context.statement, None, context.original_exception)
 

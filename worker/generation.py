@@ -92,6 +92,7 @@ class Generation:
         self._others = others
         self._stopping = stopping
         self._keep = spool.keep if spool is not None else Entry
+        self._hand_back = spool.hand_back if spool is not None else lambda entry: None
         self._may_claim = may_claim
         self._slots = slots or Slots(1)
         self._seconds: deque[float] = deque(maxlen=50)
@@ -112,7 +113,8 @@ class Generation:
         try:
             compatible = self._backend.compatible(list(self._in_hand.values()))
             with self._database.write() as tx:
-                claims = jobs.claim(tx, self._backend.name, self._terms, limit=permit.calls, compatible=compatible)
+                found = jobs.claim(tx, self._backend.name, self._terms, limit=permit.calls, compatible=compatible)
+            claims = found  # not before the commit: if that fails, the permit is nobody's, and a probe's kept for ever
         finally:
             if not claims:
                 self._breaker.withdraw(permit)
@@ -148,22 +150,33 @@ class Generation:
             finally:
                 self._breaker.withdraw(permit)
                 self._let_go(claim)
-            if isinstance(outcome, Unjudged) and entry is not None:
-                outcome = self._until_done(lambda: self._judge(claim, entry.data), entry, is_picture=True)
-            if isinstance(outcome, Picture):
-                picture = outcome
-                status = self._until_done(
-                    lambda: self._closing.with_picture(claim.job_id, claim.attempt, picture, claim),
-                    entry,
-                    is_picture=True,
-                )
-                _tell(outcome_of(status), Billed.yes, None, time.monotonic() - began)
-            else:
-                failure = outcome
-                self._until_done(lambda: self._give_back(claim, failure, verdict), entry)
-                _tell(Outcome.failed, failure.billed, failure.kind, time.monotonic() - began)
-            if entry is not None:
-                entry.remove()  # after the commit that made it unnecessary
+            try:
+                self._settle(claim, outcome, entry, verdict, began)
+            except Exception:
+                if entry is not None:
+                    self._hand_back(entry)  # paid for: whatever went wrong here, Recovery offers it
+                raise
+
+    def _settle(
+        self, claim: Claim, outcome: Picture | Failure, entry: Entry | None, verdict: Verdict, began: float
+    ) -> None:
+        """Judge it if nobody could, store it or give the job back, and close the attempt."""
+        if isinstance(outcome, Unjudged) and entry is not None:
+            outcome = self._until_done(lambda: self._judge(claim, entry.data), entry, is_picture=True)
+        if isinstance(outcome, Picture):
+            picture = outcome
+            status = self._until_done(
+                lambda: self._closing.with_picture(claim.job_id, claim.attempt, picture, claim),
+                entry,
+                is_picture=True,
+            )
+            _tell(outcome_of(status), Billed.yes, None, time.monotonic() - began)
+        else:
+            failure = outcome
+            self._until_done(lambda: self._give_back(claim, failure, verdict), entry)
+            _tell(Outcome.failed, failure.billed, failure.kind, time.monotonic() - began)
+        if entry is not None:
+            entry.remove()  # after the commit that made it unnecessary
 
     def _starts_from(self, claim: Claim) -> dict[str, bytes]:
         """The image that it alters and its mask, by name; nothing for most jobs."""

@@ -1,4 +1,7 @@
-"""What dead workers left on the spool is offered to their jobs, before this worker's first claim and ever after."""
+"""What was left on the spool is offered to its jobs, before this worker's first claim and ever after.
+
+Dead workers left it; or this one, where its storing failed for another reason than a database that is away.
+"""
 
 import contextlib
 import logging
@@ -64,7 +67,7 @@ class Recovery:
                     if entry.path not in self._told:
                         self._told.add(entry.path)
                         its = {"job_id": entry.job_id, "attempt": entry.attempt}
-                        log.exception("a dead worker's picture can't be offered", extra=its)
+                        log.exception("a picture that was left on the spool can't be offered", extra=its)
 
     def _offer(self, entry: Entry) -> None:
         assert entry.path is not None
@@ -82,10 +85,12 @@ class Recovery:
         except Failure as failure:
             # Its job is the rescue's: nothing but a picture ends a job that somebody else may be working at.
             self._closing.with_failure(entry.job_id, entry.attempt, failure)
-            log.warning("a dead worker's picture is of no use: %s", failure.message, extra={"kind": failure.kind})
+            log.warning(
+                "a picture that was left on the spool is of no use: %s", failure.message, extra={"kind": failure.kind}
+            )
         else:
             status = self._closing.with_picture(entry.job_id, entry.attempt, picture)
-            log.info("a dead worker's picture was offered; the job is %s", status)
+            log.info("a picture that was left on the spool was offered; the job is %s", status)
         entry.remove()
 
     def _run(self) -> None:
@@ -96,7 +101,7 @@ class Recovery:
                 pause, told = self.LOOK_SECONDS, False
             except (*AWAY, Unjudged) as error:
                 if not told:
-                    log.warning("what dead workers left on the spool can't be offered yet (%s)", type(error).__name__)
+                    log.warning("what was left on the spool can't be offered yet (%s)", type(error).__name__)
                 pause, told = self.AWAY_PAUSE_SECONDS, True
                 continue
             except Exception:

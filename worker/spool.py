@@ -23,7 +23,7 @@ import re
 import secrets
 import threading
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,6 +136,8 @@ class Spool:
         self._making = threading.Lock()
         self._writable = True
         self._ignored: set[Path] = set()
+        self._unreadable: set[Path] = set()
+        self._handed_back: set[Path] = set()
         try:
             self._folder()
         except OSError as error:
@@ -155,17 +157,24 @@ class Spool:
             log.info("the spool can be written again")
         return Entry(job_id, attempt, data, path)
 
-    def left_behind(self) -> Generator[Entry]:
-        """The pictures that dead workers left, whole ones alone. While one is in the caller's hands, it is no other's.
+    def hand_back(self, entry: Entry) -> None:
+        """Whoever received it could not store it and gave up: from now on it is among those that are left behind."""
+        if entry.path is not None:
+            self._handed_back.add(entry.path)
 
-        Raises OSError if the spool can't be read.
+    def left_behind(self) -> Generator[Entry]:
+        """The pictures that dead workers left, and those that were handed back; whole ones alone.
+
+        While one is in the caller's hands, it is no other's. Raises OSError if the spool can't be read.
         """
+        self._handed_back -= {path for path in tuple(self._handed_back) if not path.exists()}
+        yield from self._entries(self._handed_back)
         for path in sorted(self._root.iterdir()):
             if not _FOLDER.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
                 self.ignore(path, "it is not ours")
             elif (self._own is None or path != self._own.path) and (folder := _Folder.take(path)):
                 try:
-                    yield from self._entries(path)
+                    yield from self._entries(path.iterdir())
                 finally:
                     folder.let_go()
 
@@ -189,8 +198,8 @@ class Spool:
                     self._own = _Folder.make(self._root)
         return self._own
 
-    def _entries(self, folder: Path) -> Generator[Entry]:
-        for path in sorted(folder.iterdir()):
+    def _entries(self, paths: Iterable[Path]) -> Generator[Entry]:
+        for path in sorted(paths):
             if path.name == LOCK or path in self._ignored:
                 continue
             name = _PICTURE.fullmatch(path.name)
@@ -199,8 +208,10 @@ class Spool:
                 continue
             try:
                 data = path.read_bytes()
-            except OSError as error:
-                self.ignore(path, str(error))
+            except OSError as error:  # it may pass: too many files are open, say
+                if path not in self._unreadable:
+                    self._unreadable.add(path)
+                    log.warning("%s can't be read now, and is tried again (%s)", path, error)
                 continue
             if zlib.crc32(data) == int(name[3], 16):
                 yield Entry(name[1], int(name[2]), data, path)

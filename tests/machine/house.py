@@ -238,7 +238,8 @@ class SteppedSpool(Spool):
         with closing(super().left_behind()) as entries:
             for entry in entries:
                 assert entry.path is not None
-                self._promises.what_a_dead_worker_left(entry.path)
+                if entry.path not in self._handed_back:
+                    self._promises.what_a_dead_worker_left(entry.path)
                 yield self._stepped(entry)
 
     def close(self) -> None:

@@ -171,6 +171,52 @@ def test_a_transaction_that_stood_still_for_too_long_counts_as_away(postgresql_u
         database.close()
 
 
+@pytest.mark.parametrize(
+    ("state", "what"),
+    [
+        ("25006", "nothing may be written here: a standby, or a primary whose disk is full"),
+        ("53100", "the disk is full"),
+        ("53200", "out of memory"),
+        ("53300", "too many connections"),
+        ("53400", "a limit of its configuration"),
+        ("55006", "something is in use"),
+        ("55P03", "a lock was not to be had"),
+        ("57014", "the statement was canceled"),
+        ("57P01", "it shuts down"),
+        ("57P02", "it crashed"),
+        ("57P03", "nobody can connect to it now"),
+        ("58030", "it cannot read or write its files"),
+        ("40001", "others wrote the same"),
+        ("40P01", "a deadlock"),
+        ("08006", "the connection broke"),
+    ],
+)
+def test_what_passes_by_itself_counts_as_away(postgresql_url: str, state: str, what: str) -> None:
+    database = Database(postgresql_url, connections=1)
+    try:
+        with pytest.raises(AWAY), database.write() as tx:
+            tx.execute(text(f"DO $$ BEGIN RAISE EXCEPTION '{what}' USING ERRCODE = '{state}'; END $$"))
+        with database.read() as connection:
+            assert connection.scalar(text("SELECT 1")) == 1
+    finally:
+        database.close()
+
+
+def test_a_server_that_only_reads_is_away_for_who_writes_and_the_next_connection_may_lead_elsewhere(
+    postgresql_url: str,
+) -> None:
+    database = Database(postgresql_url, connections=1)
+    try:
+        with database.read() as connection:
+            connection.execute(text("SET default_transaction_read_only = on"))
+        with pytest.raises(AWAY), database.write() as tx:
+            tx.execute(text("CREATE TABLE written (number int)"))
+        with database.write() as tx:  # over a new connection
+            tx.execute(text("CREATE TABLE written (number int)"))
+    finally:
+        database.close()
+
+
 def _stand_still(database: Database) -> None:
     with database.write() as tx:
         impatient = text("SELECT pg_backend_pid(), set_config('idle_in_transaction_session_timeout', '1', true)")

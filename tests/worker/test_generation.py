@@ -3,12 +3,13 @@
 import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import Connection, event, select, text, update
 from sqlalchemy.exc import OperationalError
 
 from shared import inputs, jobs
@@ -34,8 +35,10 @@ from worker.backends.base import (
     Unjudged,
 )
 from worker.breaker import Permit
+from worker.closing import Closing
 from worker.generation import Generation
 from worker.leases import Leases
+from worker.recovery import Recovery
 from worker.shared_breaker import SharedBreaker
 from worker.spool import Entry, Spool
 
@@ -384,6 +387,33 @@ def test_two_jobs_that_fail_while_nothing_else_runs_wait_for_the_end_of_the_outa
     generation = bench.generation(backend, breaker=breaker_of(clock))
     hours_of_failure(bench, clock, generation, 1)
     assert [row.failures for row in queued(bench)] == [0, 0]
+
+
+def test_a_probe_whose_claim_could_not_be_committed_is_given_back(
+    bench: Bench, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be renewed for as long as this process lives, and no other one would ever be sent."""
+    submit(bench.database)
+    backend = ScriptedBackend(Failure(Kind.auth_failed, Billed.no, "HTTP 401"), PICTURE)
+    generation = bench.generation(backend, breaker=breaker_of(clock))
+    generation.work()
+    assert len(backend.seen) == 1, "then the breaker is open"
+    clock.now += 60
+    bench.make_due()
+    write = bench.database.write
+
+    @contextmanager
+    def full() -> Iterator[Connection]:
+        with write() as tx:
+            yield tx
+            raise AWAY
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.database, "write", full)
+        generation.work()
+    assert len(backend.seen) == 1, "the claim was nobody's"
+    generation.work()
+    assert len(backend.seen) == 2 and not queued(bench)
 
 
 @pytest.mark.parametrize("kind", [Kind.auth_failed, Kind.quota_exhausted])
@@ -756,6 +786,48 @@ def test_a_full_disk_costs_no_picture(bench: Bench, spool: Spool, monkeypatch: p
     bench.generation(backend, spool).work()
     assert job_row(bench.database, job.id).status == Status.succeeded
     assert bench.images.get(job.id, 1) == DATA and len(backend.seen) == 1
+
+
+def test_a_picture_that_cannot_be_stored_for_a_fault_of_ours_is_offered_again_by_its_own_worker(
+    bench: Bench, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nobody would look at it for as long as its worker lives, and its job would be paid again."""
+    job = submit(bench.database)
+    backend = ScriptedBackend(PICTURE)
+
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.images, "put", broken)
+        with pytest.raises(ZeroDivisionError):
+            bench.generation(backend, spool).work()
+    assert spooled(tmp_path) == [DATA] and bench.attempt(job.id) == ("running", "unknown")
+    Recovery(bench.database, Closing(bench.database, bench.images), backend, spool, bench.stopping).round()
+    assert job_row(bench.database, job.id).status == Status.succeeded and bench.attempt(job.id) == ("succeeded", "yes")
+    assert spooled(tmp_path) == [] and len(backend.seen) == 1
+
+
+def test_a_picture_waits_for_a_database_that_only_reads(spool: Spool, postgresql_url: str) -> None:
+    """As after a failover to a standby. It has one connection here, and the next one leads to who may write."""
+    database = Database(postgresql_url, connections=1)
+    bench = Bench(database)
+    job = submit(database)
+    given_up: list[None] = []
+
+    def look() -> Picture:
+        backend.receive(DATA)
+        with database.read() as connection:
+            connection.execute(text("SET default_transaction_read_only = on"))
+        event.listen(database.engine, "invalidate", lambda *_: given_up.append(None))
+        return PICTURE
+
+    backend = ScriptedBackend(look)
+    bench.generation(backend, spool).work()
+    assert job_row(database, job.id).status == Status.succeeded and len(backend.seen) == 1
+    assert given_up == [None]
+    bench.leases._database.close()
+    database.close()
 
 
 def test_nothing_is_claimed_before_it_may_be(bench: Bench) -> None:

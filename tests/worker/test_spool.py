@@ -312,7 +312,7 @@ def test_what_is_ignored_is_told_of_once_and_left_alone(tmp_path: Path, caplog: 
     spool.close()
 
 
-def test_a_picture_that_cannot_be_read_is_told_of_and_passed_by(
+def test_a_picture_that_cannot_be_read_is_told_of_once_and_found_when_it_can(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left(tmp_path, "job_1", "job_2")
@@ -320,14 +320,25 @@ def test_a_picture_that_cannot_be_read_is_told_of_and_passed_by(
 
     def broken_disk(path: Path) -> bytes:
         if path.name.startswith("job_1"):
-            raise OSError(errno.EIO, "Input/output error", str(path))
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
         return read(path)
 
     monkeypatch.setattr(Path, "read_bytes", broken_disk)
-    assert names(spool.left_behind()) == [("job_2", 1)]
-    assert len(warnings(caplog)) == 1 and "Input/output error" in caplog.text
+    for _ in range(3):
+        assert names(spool.left_behind()) == [("job_2", 1)]
+    assert len(warnings(caplog)) == 1 and "Too many open files" in caplog.text
     monkeypatch.undo()
+    assert names(spool.left_behind()) == [("job_1", 1), ("job_2", 1)]
     spool.close()
+
+
+def test_what_a_live_worker_hands_back_is_offered_until_it_is_removed_and_the_rest_is_not(spool: Spool) -> None:
+    first, _second = spool.keep("job_1", 1, DATA), spool.keep("job_2", 1, DATA)
+    spool.hand_back(first)
+    spool.hand_back(Entry("job_3", 1, DATA))  # in memory alone
+    assert names(spool.left_behind()) == names(spool.left_behind()) == [("job_1", 1)]
+    first.remove()
+    assert names(spool.left_behind()) == []
 
 
 # A disk that does not take it.
