@@ -4,6 +4,7 @@ Written from the contract, not from the code: it is the machine's second opinion
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -43,7 +44,9 @@ class Promises:
         spool: Path,
         max_attempts: int,
         max_crashes: int,
+        looks: Callable[[], int],
     ) -> None:
+        """`looks`: how often the sweep that rescues now has looked at what lapsed since the database was away."""
         self.broken: list[str] = []
         self._database = database
         self._images = image_store
@@ -51,6 +54,7 @@ class Promises:
         self._spool = spool
         self._max_attempts = max_attempts
         self._max_crashes = max_crashes
+        self._looks = looks
         self._jobs: dict[str, Job] = {}
         self._closed: dict[Attempt, tuple[str, str]] = {}
         self._paid: dict[Attempt, bool] = {}
@@ -89,6 +93,7 @@ class Promises:
         self._holds(spoilt == (row.outcome == "failed"), "a whole picture is never thrown away as a failure")
         with self._database.read() as connection:
             job = connection.execute(select(jobs).where(jobs.c.id == job_id)).one()
+        self._holds(spoilt or job.status in TERMINAL, "a whole picture ends its job, unless that has ended")
         stored = attempt in [image.attempt for image in self._images.of_job(job_id)]
         self._holds(
             not stored or job.data_removed or job.image_attempt == attempt,
@@ -162,10 +167,14 @@ class Promises:
 
     def _came_back(self, old: Job, new: Job) -> None:
         if new.crashes > old.crashes:
-            self._holds(old.lease_until < self._clock.now, "only a lapsed lease is rescued")
+            self._is_rescued(old)
             self._holds(new.ready and new.failures == old.failures, "a rescued job may be claimed at once")
         else:
             self._holds(new.ready or new.ready_at is not None, "who backs off has a time to come back")
+
+    def _is_rescued(self, old: Job) -> None:
+        self._holds(old.lease_until < self._clock.now, "only a lapsed lease is rescued")
+        self._holds(self._looks() >= 2, "and only when it was seen twice since the database was away")
 
     def _succeeded(self, old: Job, new: Job) -> None:
         own = old.status == "running" and new.image_attempt == new.attempts
@@ -175,7 +184,7 @@ class Promises:
 
     def _failed(self, old: Job, new: Job) -> None:
         if new.crashes > old.crashes:
-            self._holds(old.lease_until < self._clock.now, "only a lapsed lease counts as a death")
+            self._is_rescued(old)
             self._holds(
                 new.crashes == self._max_crashes and new.error["code"] == "worker_crashed",
                 "max_crashes deaths end a job, and no fewer",
@@ -271,6 +280,14 @@ class Promises:
             self._holds(numbers[job.id] == job.attempts, "every claim is an attempt, once")
             calls = sum(paid for (job_id, _), paid in self._paid.items() if job_id == job.id)
             self._holds(calls <= job.failures + job.crashes + 1, "a job is paid again only after a failure or a death")
+            its = Counter(row.outcome for row in rows.values() if row.job_id == job.id and row.billed != "no")
+            image = int(job.status == "succeeded")
+            late = max(its["succeeded"] - image, 0)
+            self._holds(late <= job.crashes, "only a worker that counted as dead makes a picture too many")
+            known = image + late + its["unknown"] + its["canceled"] + its["failed"] + its["running"]
+            self._holds(
+                calls <= known, "a call is its job's picture, a late one, canceled, a billed failure, or unknown"
+            )
             self._holds(job.status != "expired" or calls == 0, "what expired cost nothing")
 
     def _attempts(self) -> dict[Attempt, Row[Any]]:
@@ -307,6 +324,14 @@ class Promises:
         stored = set(self._images.page(("", 0), 1000))
         self._holds(stored == pointed, "there are the pictures that jobs point at, and no others")
         self._holds(not self._spooled(), f"nothing is left on the spool: {self._spooled()}")
+        with self._database.read() as connection:
+            told = connection.execute(select(events.c.subject_id, events.c.sequence, events.c.number)).all()
+        self._holds(None not in [row.number for row in told], "every event has its number in the feed")
+        in_order = sorted(told, key=lambda row: row.number or 0)
+        self._holds([row.number for row in in_order] == list(range(1, len(told) + 1)), "which no other has")
+        sorted_by_job = sorted(in_order, key=lambda row: row.subject_id)  # it keeps the order of each one's numbers
+        by_life = sorted(told, key=lambda row: (row.subject_id, row.sequence))
+        self._holds(sorted_by_job == by_life, "and a job's events stand there in the order of its life")
         taken = sum(rows[place].price for place, paid in self._paid.items() if paid)
         bill = sum(row.price for row in rows.values() if row.billed != "no")
         in_vain = sum(

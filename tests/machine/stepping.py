@@ -39,6 +39,9 @@ class Answer(Enum):
     nonsense = True, Failure(Kind.bad_output, Billed.yes, "HTML")
     rejected = False, Failure(Kind.rejected, Billed.no, "too short")
     unsafe = True, Failure(Kind.unsafe, Billed.yes, "not that")
+    too_large = False, Failure(Kind.out_of_memory, Billed.no, "out of memory")
+    stopped = False, Failure(Kind.canceled, Billed.no, "stopped, as nobody wants it")
+    our_fault = True, None, "ours"
 
     def __init__(self, paid: bool, failure: Failure | None, data: str = "") -> None:
         self.paid = paid

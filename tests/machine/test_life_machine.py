@@ -127,14 +127,24 @@ class LifeMachine(RuleBasedStateMachine):
             self.look_twice(self.house.sweepers[0])
             self.house.sweepers[0].finishes()
 
-    def look_twice(self, sweeper: Sweeper) -> None:
-        """For leases that have lapsed. The last look begins, and anything may happen before it does what it found."""
+    def look_twice(self, sweeper: Sweeper, away: bool = False) -> None:
+        """For leases that have lapsed. The last look is made, and anything may happen before it does what it found.
+
+        `away`: the database is at the second look, and there is a third.
+        """
         self.house.time_passes(21)
         sweeper.finishes()
         sweeper.repairs("rescue_lapsed")
         sweeper.finishes()
         self.house.time_passes(6)
+        if away:
+            self.look(sweeper, Fate.fails)
+        self.look(sweeper)
+
+    def look(self, sweeper: Sweeper, fate: Fate = Fate.goes_well) -> None:
         sweeper.repairs("rescue_lapsed")
+        if sweeper.hand is not None:
+            self.house.goes_on(sweeper.hand, fate=fate)
 
     def tickets_for(self, worker: Worker, count: int) -> list[Hand]:
         """They may be doubled ones, that nobody rang: a ticket says nothing that the database does not know better."""
@@ -261,10 +271,10 @@ class LifeMachine(RuleBasedStateMachine):
         if sweeper.hand is not None:
             self.house.goes_on(sweeper.hand, steps, fate)
 
-    @happens(which=st.integers(0, 1), renew=st.booleans())
-    def look_twice_for_lapsed_leases(self, which: int, renew: bool) -> None:
-        """`renew`: at the last moment, the workers come back."""
-        self.look_twice(self.house.sweepers[which])
+    @happens(which=st.integers(0, 1), away=st.booleans(), renew=st.booleans())
+    def look_twice_for_lapsed_leases(self, which: int, away: bool, renew: bool) -> None:
+        """`away`: after an outage. `renew`: at the last moment, the workers come back."""
+        self.look_twice(self.house.sweepers[which], away)
         if renew:
             for worker in self.workers():
                 worker.renews()
