@@ -20,6 +20,7 @@ from tests.drills.systems import Drilled, DrilledBaseline, DrilledDarkroom
 
 LEASE_SECONDS = 20.0
 SHORTEST_LEASE_SECONDS = 10.0
+DATABASES = ("sqlite", "postgresql")
 #: A job that has not ended when nothing has moved for so long counts as lost. (After half-open connections kombu takes
 #: 51 s, by its own defaults.)
 LOST_AFTER_SECONDS = 90.0
@@ -42,14 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--compare", action="store_true", help="the same with a plain Flask + Celery, side by side")
     parser.add_argument("--jobs", type=int, help="jobs a drill (default: 2,000)")
     parser.add_argument("--seed", type=int, default=1, help="of every random moment (default: %(default)s)")
-    parser.add_argument("--database", choices=("sqlite", "postgresql"), help="Darkroom's (default: the drill's own)")
+    parser.add_argument("--database", choices=DATABASES, help="Darkroom's (default: the drill's own)")
     parser.add_argument("--quick", action="store_true", help="as short as in the tests, with the shortest lease")
     wanted = parser.parse_args(arguments)
     if unknown := [name for name in wanted.names if name not in DRILLS and name not in APART]:
         parser.error(f"no drill called {', '.join(unknown)}; `./dev drill --list` says which there are")
     if wanted.list:
+        possible = {name: drill.possible for name, drill in DRILLS.items()} | dict.fromkeys(APART, DATABASES)
         promises = {name: drill.promise for name, drill in DRILLS.items()} | APART
-        _print("\n".join(f"{name:18} {promise}" for name, promise in promises.items()))
+        _print("\n".join(f"{name:18} {promise} ({', '.join(possible[name])})" for name, promise in promises.items()))
         return 0
     # As with Ctrl-C: everything that was started is ended.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -83,7 +85,9 @@ def hold(drills: Sequence[Drill], wanted: argparse.Namespace, apart: Sequence[st
         if wanted.compare:
             _print(BASELINE)
         for drill in drills:
-            if why := drill.hindrance():
+            if wanted.database and wanted.database not in drill.possible:
+                _print(f"\n{drill.name}: not held, it can be on {', '.join(drill.possible)} alone")
+            elif why := drill.hindrance():
                 _print(f"\n{drill.name}: not held, {why}")
             else:
                 broken = _hold_one(drill, wanted, databases[wanted.database or drill.databases[0]]) or broken

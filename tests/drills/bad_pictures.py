@@ -39,7 +39,7 @@ def bad_pictures(run: Run) -> None:
     with watched_memory([system.processes.running[system.worker]]) as memory:
         run.until("its memory is seen", lambda: memory.rss)
         before = memory.rss
-        run.fault(in_flight=MAX_ATTEMPTS * rounds * len(BAD))
+        run.fault().spoilt = MAX_ATTEMPTS * rounds * len(BAD)
         run.submit(run.size.jobs - rounds * len(BAD))
         for kind in BAD:
             run.submit(rounds, kind)

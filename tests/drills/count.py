@@ -27,7 +27,10 @@ class Count:
     answers: tuple[float, ...]
     broken: tuple[str, ...]
     notes: tuple[str, ...]
-    unheard: int = 0  # claims whose worker may not have heard of them
+    spoilt: int = 0  # calls that the vendor answers with no picture
+    unbooked: int = 0  # calls that stand in no attempt of their job
+    in_hand: float = math.nan  # from a worker's kill until what it had in its hands has ended, worst
+    uncalled: int = 0  # claims that may have led to no call
     doomed: int = 0  # jobs that are to fail
 
     @property
@@ -48,12 +51,13 @@ class Count:
             "with its picture": self.images == self.succeeded,
             "once": self.ended_twice == 0,
             "every submission is accepted in the end": self.refused == 0,
-            "no more calls beyond images than were in flight at the faults": self.beyond <= self.in_flight,
+            "no more calls beyond images than were in flight at the faults": self.beyond
+            <= self.in_flight + self.spoilt,
         }
         if self.books is not None:
-            promises["every call stands in the books"] = self.calls <= self.books.payable
+            promises["every call stands in the books, at its job"] = self.unbooked == 0
             promises["no more unknown attempts than calls in flight at the faults"] = (
-                self.books.unknown <= self.in_flight + self.unheard
+                self.books.unknown <= self.in_flight + self.uncalled
             )
         return [promise for promise, holds in promises.items() if not holds] + list(self.broken)
 
@@ -68,12 +72,14 @@ ROWS: dict[str, Callable[[Count], str]] = {
     "  succeeded": lambda count: f"{count.succeeded:,}",
     "  lost": lambda count: f"{count.lost:,}",
     "images": lambda count: f"{count.images:,}",
-    "vendor calls, by the sandbox": lambda count: f"{count.calls:,}",
+    "vendor calls, by its stand-in": lambda count: f"{count.calls:,}",
     "  beyond images": lambda count: f"{count.beyond:,}",
     "  in flight at the faults": lambda count: f"{count.in_flight:,}",
+    "  answered with no picture": lambda count: f"{count.spoilt:,}",
     "attempts `unknown`": lambda count: "-" if count.books is None else f"{count.books.unknown:,}",
     "faults": lambda count: f"{count.faults:,}",
     "seconds to recover, worst": lambda count: _seconds(count.recovery),
+    "  from a kill, what was in hand": lambda count: _seconds(count.in_hand),
     "seconds to accept a job, p99": lambda count: f"{count.answer:.2f}",
     "promises broken": lambda count: f"{len(count.broken_promises()):,}",
 }

@@ -29,4 +29,5 @@ DRILL = Drill(
     doubled_tickets,
     long=Size(2000, faults=4, submitting=0, delay=0.1),
     short=Size(100, faults=1, submitting=0, delay=0.1),
+    databases=("sqlite", "postgresql"),
 )

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from random import Random
 
 from redis import RedisError
+from requests import RequestException
 
+from shared.database import AWAY
 from tests.drills.count import Count
 from tests.drills.run import Run, Size, Stuck
 from tests.drills.systems import Drilled
@@ -15,7 +17,10 @@ PICTURE_BYTES = 20_000
 
 @dataclass(frozen=True)
 class Drill:
-    """`do` breaks something. `databases`: those that `./dev test` holds the short one on."""
+    """`do` breaks something. `databases`: those that `./dev test` holds the short one on; the first is the long one's.
+
+    `possible`: those that it can be held on at all.
+    """
 
     name: str
     promise: str
@@ -23,6 +28,7 @@ class Drill:
     long: Size
     short: Size
     databases: tuple[str, ...] = ("sqlite",)
+    possible: tuple[str, ...] = ("sqlite", "postgresql")
     redis_behind_proxy: bool = False
     #: What is made ready before the system starts; `system.at_end` undoes it.
     prepare: Callable[[Drilled], None] = lambda system: None
@@ -44,7 +50,7 @@ class Drill:
             run = Run(system, size, Random(f"{seed} {self.name}"), quiet_seconds)
             try:
                 self.do(run)
-            except (Stuck, RuntimeError, RedisError) as error:
+            except (Stuck, RuntimeError, RedisError, RequestException, *AWAY) as error:
                 run.expect(False, f"the drill goes to its end ({type(error).__name__}: {error})")
             run.settle()
             return run.count()

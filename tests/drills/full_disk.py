@@ -36,7 +36,7 @@ def full_disk(run: Run) -> None:
         run.submit(share // 2)
         run.pause(0.1 * run.size.submitting, 0.3 * run.size.submitting)
         fault = run.fault()
-        fault.unheard = Claims.AT_MOST  # PostgreSQL may end of it, at any commit
+        fault.uncalled = Claims.AT_MOST  # PostgreSQL may end of it, at any commit
         before = felt(run)
         disk.fill()
         run.submit(share - share // 2)  # somebody writes, however long it took to fill it
@@ -49,6 +49,7 @@ def full_disk(run: Run) -> None:
     run.settle()
     if deaths:
         run.notes.append(f"the database ended of it {deaths} times, and was started again")
+    run.expect(system.books([]) is None or system.refusals.total() > 0, "submissions are refused meanwhile")
     run.notes.append(f"{system.refusals.total():,} submissions were refused until there was room again")
     run.expect(set(system.refusals) <= {(503, True)}, f"who is refused, is so with 503 ({dict(system.refusals)})")
     expect_served(run, picture(PICTURE_BYTES))

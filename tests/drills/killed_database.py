@@ -13,7 +13,7 @@ def killed_database(run: Run) -> None:
     for number in run.moments():
         fault = run.fault()
         # Nobody can tell a worker whether the claim was committed whose answer it waited for.
-        fault.unheard = Claims.AT_MOST
+        fault.uncalled = Claims.AT_MOST
         if number % 2 == 0:
             system.kill_store()
         else:
@@ -33,5 +33,6 @@ DRILL = Drill(
     long=Size(2000, faults=10, submitting=100, longest_fault=15),
     short=Size(80, faults=2, submitting=4, longest_fault=2, delay=1),
     databases=("postgresql",),
+    possible=("postgresql",),
     prepare=lambda system: system.take_own_store(),
 )

@@ -17,6 +17,7 @@ import psutil
 from bench.vendor import HALF, HELD
 from tests.drills.closed_door import closed_door, knocking
 from tests.drills.drill import Drill
+from tests.drills.killed_workers import RECOVERED_WITHIN
 from tests.drills.run import Run, Size
 from tests.drills.spooled_pictures import answered, in_flight
 from tests.fault_proxy import FaultProxy
@@ -40,12 +41,19 @@ def killed_mid_call(run: Run) -> None:
             each = max(1, min(share // len(COST), system.slots // len(COST), MOST_AT_A_POINT))
             with ExitStack() as stack:
                 bring_to_their_points(run, each, vendors_door, stack)
-                fault = run.fault(in_flight=sum(unknown for _, unknown in COST.values()) * each)
+                fault = run.fault(in_flight=in_flight(run))
+                fault.uncalled = each  # those before send
                 system.kill(system.worker)
+                fault.killed_at, fault.in_hand = run.now(), system.taken(run.accepted)
             system.start(system.worker)
             run.submit(share - each * len(COST))
             answered(run, fault)
     run.settle()
+    in_hand = [fault.in_hand_recovery(run.ended_at) or 0 for fault in run.faults]
+    run.expect(
+        not run.size.timed or max(in_hand) <= RECOVERED_WITHIN,
+        f"what was in its hands has ended {RECOVERED_WITHIN:g} s after a kill (it took {max(in_hand):.1f} s)",
+    )
     hold_against_the_books(run)
 
 
@@ -99,6 +107,7 @@ DRILL = Drill(
     "Wherever a call is when its worker is killed: the books know of it, and what had arrived is not paid again",
     killed_mid_call,
     long=Size(2000, faults=10, submitting=1),
-    short=Size(10, faults=1, submitting=0.2),
+    short=Size(10, faults=1, submitting=0.2, timed=False),
     databases=("postgresql",),
+    possible=("postgresql",),
 )

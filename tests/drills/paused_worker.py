@@ -18,9 +18,11 @@ def paused_worker(run: Run) -> None:
         run.until("a call is in flight", lambda: system.vendor.book()["in_flight"])
         fault = run.fault()
         system.freeze(system.worker)
-        fault.in_flight = len(system.taken(run.accepted))
+        fault.in_flight = run.calls_cut_off()  # some of them are the other worker's
+        fault.killed_at, fault.in_hand = fault.at, system.taken(run.accepted)
         run.all_submitted()
         run.recovered(fault, RECOVERED_WITHIN)
+        run.expect(fault.recovery(run.ended_at) < float("inf"), "another worker has finished before it goes on")
         before = system.ended(run.accepted)
         system.thaw(system.worker)
         run.pause(GOES_ON, GOES_ON)

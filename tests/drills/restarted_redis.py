@@ -4,6 +4,9 @@ from tests.drills.drill import Drill
 from tests.drills.frozen_redis import ACCEPTED_WITHIN
 from tests.drills.run import Run, Size
 
+#: What was open when Redis is back has ended so soon, in seconds.
+RECOVERED_WITHIN = 30.0
+
 
 def restarted_redis(run: Run) -> None:
     system = run.system
@@ -16,6 +19,8 @@ def restarted_redis(run: Run) -> None:
     run.pile_up(piled_up)
     _restart(run, appends=False)
     system.start(system.worker)
+    run.settle()
+    run.recovers_within(RECOVERED_WITHIN)
 
 
 def _restart(run: Run, appends: bool) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from random import Random
@@ -48,13 +49,24 @@ class Fault:
     waits_for: Collection[str] = ()
     seconds: float | None = None  # if it is known otherwise
     in_flight: int = 0  # calls whose worker it took away
-    unheard: int = 0  # claims that may be committed without their worker's knowing: an attempt each, and no call
+    spoilt: int = 0  # calls that the vendor answers with no picture
+    killed_at: float | None = None  # when a worker was
+    in_hand: Collection[str] = ()  # the jobs that it had
+    uncalled: int = 0  # claims that may be committed and lead to no call: an attempt each
 
     def recovery(self, ends: dict[str, float]) -> float:
         """In seconds; infinite if one of the jobs has not ended."""
         if self.seconds is not None:
             return self.seconds
-        return max([self.at, *(ends.get(job_id, float("inf")) for job_id in self.waits_for)]) - self.at
+        return self._until_ended(self.at, self.waits_for, ends)
+
+    def in_hand_recovery(self, ends: dict[str, float]) -> float | None:
+        """In seconds from the kill of a worker to the end of all that it had in its hands; None if none was killed."""
+        return None if self.killed_at is None else self._until_ended(self.killed_at, self.in_hand, ends)
+
+    @staticmethod
+    def _until_ended(moment: float, jobs: Collection[str], ends: dict[str, float]) -> float:
+        return max([moment, *(ends.get(job_id, float("inf")) for job_id in jobs)]) - moment
 
 
 @dataclass
@@ -70,6 +82,7 @@ class Run:
     #: How each job ended, as it was seen first, and when.
     ends: dict[str, End] = field(default_factory=dict)
     ended_at: dict[str, float] = field(default_factory=dict)
+    accepted_at: dict[str, float] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -78,6 +91,8 @@ class Run:
     #: Seconds from a client's first try to its acceptance.
     answers: list[float] = field(default_factory=list)
     _refused: int = 0
+    #: Calls by prompt that were in flight at a fault.
+    _cut_off: Counter[str] = field(default_factory=Counter)
     _numbers: int = 0
     _calls: int = 0
     _moved_at: float = field(default_factory=time.monotonic)
@@ -135,6 +150,7 @@ class Run:
                 job_id = None
             if job_id is not None:
                 self.answers.append(time.monotonic() - began)
+                self.accepted_at[job_id] = time.monotonic()
                 self.accepted[job_id] = prompt
                 return
             pause.wait(CLIENTS_PAUSE)
@@ -212,6 +228,27 @@ class Run:
         self.faults.append(Fault(time.monotonic(), waits_for, in_flight=in_flight))
         return self.faults[-1]
 
+    def kill_worker(self, fault: Fault) -> None:
+        """Kill it and start it again, as any supervisor would; the fault knows what it had in its hands."""
+        self.system.kill(self.system.worker)
+        fault.killed_at = time.monotonic()
+        before = self._cut_off.copy()
+        fault.in_flight = self.calls_cut_off()
+        fault.in_hand = self.system.taken(self.accepted)
+        called = self._cut_off - before
+        fault.uncalled = sum(1 for job_id in fault.in_hand if not called[self.accepted[job_id]])
+        self.system.start(self.system.worker)
+
+    def calls_cut_off(self) -> int:
+        """Calls in flight, now that nobody works who would end them: by the vendor's book, not by the system's.
+
+        They are those for jobs that are open, but for what was in flight at an earlier fault. Call it once a fault.
+        """
+        made, open_jobs = Counter(self.system.vendor.book()["by_prompt"]), self.open()
+        now = Counter({self.accepted[job_id]: made[self.accepted[job_id]] for job_id in open_jobs}) - self._cut_off
+        self._cut_off += now
+        return now.total()
+
     def recovered(self, fault: Fault, at_most: float) -> None:
         """Wait until a fault is recovered from, or for so long after it: then it is not, and the drill goes on."""
         while time.monotonic() < fault.at + at_most and fault.recovery(self.ended_at) == float("inf"):
@@ -238,6 +275,14 @@ class Run:
             f"a submission is accepted within {seconds:g} s, p99 (it took {slowest:.1f} s)",
         )
 
+    def recovers_within(self, seconds: float) -> None:
+        """Promise that what was open at each fault has ended so soon; where times are judged. Call it in the end."""
+        slowest = max(fault.recovery(self.ended_at) for fault in self.faults)
+        self.expect(
+            slowest <= seconds or not self.size.timed,
+            f"what is open at a fault has ended {seconds:g} s later (it took {slowest:.1f} s)",
+        )
+
     def expect(self, holds: bool, promise: str) -> None:
         """What this drill alone promises."""
         if not holds:
@@ -247,6 +292,8 @@ class Run:
         """What there is to count, when all is over."""
         ids, succeeded = list(self.accepted), [job_id for job_id, end in self.ends.items() if end.succeeded]
         notes = list(self.notes)
+        calls, books = self.system.vendor.book()["by_prompt"], self.system.books_by_job(ids)
+        in_hand = [fault.in_hand_recovery(self.ended_at) for fault in self.faults]
         lost = [job_id for job_id in ids if job_id not in self.ends]
         if lost and (held := self.system.still_in_redis(lost)):
             notes.append(f"{held:,} of the lost lie in Redis: somebody may find them yet")
@@ -260,11 +307,14 @@ class Run:
             lost=len(lost),
             ended_twice=self.system.ended_twice(),
             images=self.system.pictures(ids),
-            calls=sum(self.system.vendor.book()["by_prompt"].values()),
+            calls=sum(calls.values()),
             in_flight=sum(fault.in_flight for fault in self.faults),
-            unheard=sum(fault.unheard for fault in self.faults),
+            uncalled=sum(fault.uncalled for fault in self.faults),
+            spoilt=sum(fault.spoilt for fault in self.faults),
             doomed=len(self.doomed),
             books=self.system.books(ids),
+            unbooked=sum(max(calls.get(self.accepted[job_id], 0) - its.payable, 0) for job_id, its in books.items()),
+            in_hand=max((seconds for seconds in in_hand if seconds is not None), default=float("nan")),
             faults=len(self.faults),
             recovery=float("inf")
             if lost

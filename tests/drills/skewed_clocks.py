@@ -47,4 +47,5 @@ DRILL = Drill(
     long=Size(2000, faults=4, submitting=10, delay=8),
     short=Size(20, faults=1, submitting=0.5, delay=8),
     databases=("postgresql",),
+    possible=("postgresql",),
 )

@@ -103,5 +103,6 @@ DRILL = Drill(
     long=Size(2000, faults=12, submitting=1),
     short=Size(15, faults=3, submitting=0.2),
     databases=("postgresql",),
+    possible=("postgresql",),
     prepare=lambda system: system.take_own_store(),
 )

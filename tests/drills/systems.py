@@ -199,6 +199,10 @@ class Drilled(System):
         """What it says of the calls for these jobs; None if it keeps no books."""
         return None
 
+    def books_by_job(self, ids: Iterable[str]) -> dict[str, Books]:
+        """The same, job by job; nothing if it keeps no books."""
+        return {}
+
     def ended_twice(self) -> int:
         """Jobs with more than one end, or more than one picture, by its own books."""
         return 0
@@ -414,12 +418,15 @@ class DrilledDarkroom(Darkroom, Drilled):
             return set(connection.scalars(select(jobs.c.id).where(jobs.c.status == Status.running)))
 
     def books(self, ids: Iterable[str]) -> Books | None:
-        wanted = set(ids)
+        books = self.books_by_job(ids).values()
+        return Books(sum(its.unknown for its in books), sum(its.payable for its in books))
+
+    def books_by_job(self, ids: Iterable[str]) -> dict[str, Books]:
         with self._database.read() as connection:
             rows = connection.execute(select(attempts.c.job_id, attempts.c.outcome, attempts.c.billed)).all()
-        ours = [row for row in rows if row.job_id in wanted]
-        unknown = sum(1 for row in ours if row.outcome == Outcome.unknown)
-        return Books(unknown, sum(1 for row in ours if row.billed in (Billed.yes, Billed.unknown)))
+        unknown = Counter(row.job_id for row in rows if row.outcome == Outcome.unknown)
+        payable = Counter(row.job_id for row in rows if row.billed in (Billed.yes, Billed.unknown))
+        return {job_id: Books(unknown[job_id], payable[job_id]) for job_id in ids}
 
     def ended_twice(self) -> int:
         ends = [f"job.{status}" for status in Status if status not in OPEN]

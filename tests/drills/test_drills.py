@@ -81,7 +81,7 @@ def count(**changes: object) -> Count:
         {"ended_twice": 1},
         {"refused": 1},
         {"calls": 14, "books": Books(unknown=3, payable=14)},
-        {"books": Books(unknown=3, payable=11)},
+        {"unbooked": 1},
         {"books": Books(unknown=4, payable=14)},
         {"broken": ("it is fast",)},
     ],
@@ -102,7 +102,14 @@ def test_the_table_shows_both_and_says_what_is_broken() -> None:
 
 def test_the_list_names_every_drill(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*DRILLS, *APART]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [*DRILLS, *APART]
+    assert all(line.endswith(("(sqlite, postgresql)", "(postgresql)")) for line in lines)
+
+
+def test_a_drill_that_a_database_cannot_hold_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["killed_database", "--database", "sqlite"]) == 0
+    assert "killed_database: not held, it can be on postgresql alone" in capsys.readouterr().out
 
 
 def test_a_drill_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
