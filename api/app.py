@@ -28,6 +28,7 @@ from api import (
     webhook_secret,
 )
 from api.auth import Keys
+from api.breaker_watch import BreakerWatch
 from api.compat import dataoorts
 from api.compat.shapes import call_body
 from api.depth import Depth
@@ -76,9 +77,10 @@ def open_services(settings: Settings) -> Services:
     database = Database(settings.database_url, connections=CONNECTIONS, wait_seconds=5)
     announcer = Announcer(client(settings))
     redis = client(settings, timeout_seconds=0.5)
-    forecast = Forecast(database, settings.backends, settings.lease_seconds)
-    depth = Depth(database, forecast, settings.backends, settings.max_queued)
     breakers = BreakerBoard(redis)
+    watch = BreakerWatch(breakers, settings.backends)
+    forecast = Forecast(database, watch, settings.backends, settings.lease_seconds)
+    depth = Depth(database, forecast, settings.backends, settings.max_queued)
     waiting = Waiting(
         lambda heard, progressed: Listener(client(settings), heard, {progress.CHANNEL: progressed}),
         partial(standing, database),
@@ -102,7 +104,7 @@ def open_services(settings: Settings) -> Services:
         waiting=waiting,
         forecast=forecast,
         depth=depth,
-        router=Router(settings, depth, forecast, breakers),
+        router=Router(settings, depth, forecast, watch),
         keys=Keys(database, settings),
         progress=progress.ProgressBoard(redis),
         breakers=breakers,

@@ -33,6 +33,7 @@ class Depth:
         self._known = dict.fromkeys(backends, 0)
         self._look_at = 0.0
         self._looking = threading.Lock()
+        self._taking = threading.Lock()
 
     def look(self) -> None:
         """Count, if it is time. Call it while no connection is held. Raises AWAY."""
@@ -60,10 +61,12 @@ class Depth:
 
     def take_place(self, backend: str) -> None:
         """One more waits for this backend. Raises Refused if there is no room for it."""
-        excess = self._known[backend] + 1 - self._most
-        if excess > 0:
-            seconds = self._forecast.seconds_for(backend, excess)
-            after = str(min(max(math.ceil(seconds), SOONEST), LATEST))
-            detail = f"{self._most:,} jobs or more wait for {backend} already. Nothing was accepted."
-            raise Refused("queue_full", detail, headers={"Retry-After": after})
-        self._known[backend] += 1
+        with self._taking:
+            excess = self._known[backend] + 1 - self._most
+            if excess <= 0:
+                self._known[backend] += 1
+                return
+        seconds = self._forecast.seconds_for(backend, excess)
+        after = str(min(max(math.ceil(seconds), SOONEST), LATEST))
+        detail = f"{self._most:,} jobs or more wait for {backend} already. Nothing was accepted."
+        raise Refused("queue_full", detail, headers={"Retry-After": after})

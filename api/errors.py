@@ -40,6 +40,7 @@ KINDS: Mapping[str, Kind] = {
     "not_found": Kind(404, "Not found"),
     "method_not_allowed": Kind(405, "This method is not offered here"),
     "not_acceptable": Kind(406, "The answer is of a type that was not asked for"),
+    "too_slow": Kind(408, "The body did not come in time", retryable=True),
     "not_ready": Kind(409, "The job has not ended yet", retryable=True),
     "no_image": Kind(409, "The job ended without an image"),
     "not_ended": Kind(409, "The job or delivery has not ended yet", retryable=True),
@@ -56,6 +57,7 @@ KINDS: Mapping[str, Kind] = {
     "queue_full": Kind(429, "As many jobs wait as there may be", retryable=True),
     "too_many_streams": Kind(429, "As many streams are open as there may be", retryable=True),
     "internal": Kind(500, "A fault of ours"),
+    "no_room": Kind(503, "There is no room for a body so large now", retryable=True),
     "not_judged": Kind(503, "The picture can't be looked at now", retryable=True),
     "unavailable": Kind(503, "The database is away", retryable=True),
 }

@@ -1,4 +1,4 @@
-"""When it is worth asking for a job again, from what is known of the workers: what Retry-After says."""
+"""When it is worth asking for a job again, from what is known of workers and breakers: what Retry-After says."""
 
 import math
 import time
@@ -7,13 +7,16 @@ from typing import Any
 
 from sqlalchemy import Row
 
+from api.breaker_watch import BreakerWatch
 from api.job_object import FARTHEST_POSITION
+from shared import routing
 from shared.database import Database
 from shared.load import Present, present
+from shared.routing import AUTO
 from shared.standing import TERMINAL
 from shared.tables import Status
 
-#: Bounds of Retry-After, in seconds.
+#: Bounds of Retry-After, in seconds, where no breaker is open.
 SOONEST, LATEST = 1, 60
 
 
@@ -22,8 +25,9 @@ class Forecast:
 
     LOOK_UP_SECONDS = 5.0
 
-    def __init__(self, database: Database, backends: Sequence[str], lease_seconds: float) -> None:
+    def __init__(self, database: Database, watch: BreakerWatch, backends: Sequence[str], lease_seconds: float) -> None:
         self._database = database
+        self._watch = watch
         self._lease_seconds = lease_seconds
         self._known: dict[str, tuple[float, Present]] = {backend: (0.0, Present(0, None)) for backend in backends}
 
@@ -31,6 +35,7 @@ class Forecast:
         """The header Retry-After of an unfinished job, none of an ended one."""
         if row.status in TERMINAL:
             return {}
+        self._watch.ask()
         known = self._look_up(row.backend)
         seconds = known.seconds or SOONEST
         if row.status == Status.running:
@@ -38,14 +43,19 @@ class Forecast:
             return _header(seconds / 2)
         ahead = position or (FARTHEST_POSITION if row.ready else 1)
         turns = ahead / max(known.slots, 1)
-        return _header(seconds * math.ceil(turns))
+        return _header(seconds * math.ceil(turns), self._open_for(row))
+
+    def _open_for(self, row: Row[Any]) -> float:
+        """In how many seconds a job may be tried: one that may be made elsewhere is moved there meanwhile."""
+        able = routing.able(tuple(self._known), row.model, row.input) if row.backend_asked == AUTO else ()
+        return min(map(self._watch.open_for, able or (row.backend,)))
 
     def seconds_for(self, backend: str, jobs: int) -> float:
-        """How long its workers need for so many jobs, as far as was known last. Without a worker, a minute at least."""
+        """How long its workers need for so many jobs, as far as was known last: once its breaker lets them. Without a
+        worker, a minute at least."""
         known = self.known(backend)
-        if not known.slots:
-            return LATEST
-        return (known.seconds or SOONEST) * math.ceil(jobs / known.slots)
+        needed = (known.seconds or SOONEST) * math.ceil(jobs / known.slots) if known.slots else LATEST
+        return self._watch.open_for(backend) + needed
 
     def known(self, backend: str) -> Present:
         """As it was looked up last."""
@@ -65,5 +75,5 @@ class Forecast:
         return known
 
 
-def _header(seconds: float) -> dict[str, str]:
-    return {"Retry-After": str(min(max(math.ceil(seconds), SOONEST), LATEST))}
+def _header(seconds: float, at_least: float = 0.0) -> dict[str, str]:
+    return {"Retry-After": str(max(min(max(math.ceil(seconds), SOONEST), LATEST), math.ceil(at_least)))}

@@ -11,14 +11,15 @@ from typing import Any
 from gunicorn.config import Config  # type: ignore[import-untyped]
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 
+from api.server import Worker
 from shared import logs, settings
 
-worker_class = "gthread"
+worker_class = Worker  # gunicorn's gthread, and a request comes in time
 # Threads wait for jobs or for the database most of the time: 300 of each process may wait for jobs, 300 more may tell
 # streams (WAITING_PLACES, STREAM_PLACES), and the rest answer.
 workers = 2
 threads = 632
-# A worker whose main thread says nothing for so long is replaced; requests have no limit of their own.
+# A worker whose main thread says nothing for so long is replaced. Requests have limits of their own (server.py).
 timeout = 60
 # After SIGTERM, for what is being answered. Answers take less than a second, unless the database is slow.
 graceful_timeout = 30

@@ -10,7 +10,7 @@ from flask_openapi3.models.tag import Tag
 
 import migrations
 from api.openapi import answers
-from api.schemas import Check, Checks, Health, NoQuery, Readiness
+from api.schemas import BackendBreaker, Check, Checks, Health, NoQuery, Readiness
 from api.services import Services
 from shared.breaker import BreakerBoard, State
 from shared.database import AWAY
@@ -44,10 +44,12 @@ def routes(services: Services) -> APIBlueprint:
     def readyz(query: NoQuery) -> Response:
         checks = _ask_database(services, newest)
         checks.redis = _ask_redis(services.redis)
+        breakers = None
         if checks.redis == "ok":  # else nobody is to wait for it a second time
-            checks.breakers = _ask_breakers(services.breakers, services.settings.backends)
+            breakers = _not_closed(services.breakers, services.settings.backends)
+        checks.breakers = "ok" if breakers == [] else "degraded"
         ready = checks.database == checks.migrations == "ok"
-        body = Readiness(status="ready" if ready else "not_ready", checks=checks)
+        body = Readiness(status="ready" if ready else "not_ready", checks=checks, breakers=breakers or [])
         return Response(body.model_dump_json(), 200 if ready else 503, content_type="application/json")
 
     return blueprint
@@ -78,11 +80,16 @@ def _ask_database(services: Services, newest: str) -> Checks:
     return checks
 
 
-def _ask_breakers(board: BreakerBoard, backends: Sequence[str]) -> Check:
-    standings = board.read(backends).values()
-    return (
-        "ok" if all(standing is not None and standing.state == State.closed for standing in standings) else "degraded"
-    )
+def _not_closed(board: BreakerBoard, backends: Sequence[str]) -> list[BackendBreaker] | None:
+    """None while that can't be known."""
+    found = []
+    for backend, standing in board.read(backends).items():
+        if standing is None:
+            return None
+        if standing.state != State.closed:
+            why = BackendBreaker(backend=backend, state=standing.state, reason=standing.reason, until=standing.until)
+            found.append(why)
+    return found
 
 
 def _ask_redis(client: redis.Redis) -> Check:

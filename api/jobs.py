@@ -50,7 +50,9 @@ def routes(services: Services) -> APIBlueprint:
         responses=answers({200: Job, 202: Job}, refusals=(400, 401, 406, 413, 415, 422, 429), headers=_SUBMITTED),
     )
     def submit_job(query: NoQuery, body: SubmitJob) -> Response:  # type: ignore[valid-type]  # made from the catalogue
-        return _answer(services, _submit(services, body))
+        found = _submit(services, body)
+        strict.give_room_back()  # who waits for the job holds nothing of the body
+        return _answer(services, found)
 
     @blueprint.get(
         "/jobs/<id>",

@@ -26,6 +26,7 @@ from api.services import Services
 from shared import tallies
 from shared.breaker import Reason, Standing
 from shared.database import now
+from shared.present import SWEEP, was_seen
 from shared.standing import CLAIMABLE, TERMINAL, is_status
 from shared.tables import DeliveryStatus, Outcome, Status, TryOutcome, events, jobs, workers
 from shared.tallies import SUM, Series
@@ -70,24 +71,26 @@ class _View:
     tallied: Mapping[Series, int]
     running: Mapping[str, int]
     oldest_queued: Mapping[str, float]
-    workers: Mapping[str, tuple[int, int]]  # those that are there, and their slots
+    workers: Mapping[str, tuple[int, int, int]]  # those that are there and not stuck, their slots, and those that are
     sweep_age: float | None
     untallied_age: float
 
 
 def _look(connection: Connection, backends: tuple[str, ...], lease_seconds: float) -> _View:
     by_backend = select(jobs.c.backend, func.count()).where(is_status(Status.running), jobs.c.lease_until.is_not(None))
-    present = select(workers.c.backend, func.count(), func.sum(workers.c.slots))
-    present = present.where(workers.c.seen_at > now(-lease_seconds)).group_by(workers.c.backend)
-    swept = select(now().label("now"), func.max(workers.c.seen_at).label("at")).where(workers.c.backend == "sweep")
+    well = workers.c.trouble.is_(None)
+    counts = (func.count().filter(well), func.sum(workers.c.slots).filter(well), func.count().filter(~well))
+    there = select(workers.c.backend, *counts).where(was_seen(lease_seconds)).group_by(workers.c.backend)
+    swept = select(now().label("now"), func.max(workers.c.seen_at).label("at")).where(workers.c.backend == SWEEP)
     unnumbered = select(now().label("now"), func.min(events.c.created_at).label("at")).where(events.c.number.is_(None))
+    tallied = tallies.read(connection)
     return _View(
         backends=backends,
-        tallied=tallies.read(connection),
+        tallied=tallied,
         running=dict(connection.execute(by_backend.group_by(jobs.c.backend)).all()),
         oldest_queued=_oldest_queued(connection, backends),
-        workers={row[0]: (row[1], int(row[2] or 0)) for row in connection.execute(present)},
-        sweep_age=_age(connection.execute(swept).one()),
+        workers={row[0]: (row[1], int(row[2] or 0), row[3]) for row in connection.execute(there)},
+        sweep_age=_sweep_age(connection.execute(swept).one(), tallied.get(tallies.SWEPT)),
         untallied_age=_age(connection.execute(unnumbered).one()) or 0.0,
     )
 
@@ -95,6 +98,12 @@ def _look(connection: Connection, backends: tuple[str, ...], lease_seconds: floa
 def _age(row: Any) -> float | None:
     """Seconds; None if there is nothing that has one."""
     return None if row.at is None else max((row.now - row.at).total_seconds(), 0.0)
+
+
+def _sweep_age(row: Any, left: int | None) -> float | None:
+    """The same of the sweep, whose row goes when it ends in good order: that was at `left`, in milliseconds."""
+    ages = [_age(row), None if left is None else max(row.now.timestamp() - left / 1000, 0.0)]
+    return min((age for age in ages if age is not None), default=None)
 
 
 def _oldest_queued(connection: Connection, backends: Iterable[str]) -> dict[str, float]:
@@ -177,11 +186,12 @@ def _attempts(view: _View) -> Iterator[Metric]:
 
 
 def _workers(view: _View) -> Iterator[Metric]:
-    there = {backend: count for backend, (count, _) in view.workers.items()}
-    slots = {backend: slots for backend, (_, slots) in view.workers.items()}
-    yield _gauge(view, "darkroom_workers", "Worker processes whose heartbeat is fresh.", there)
+    there, slots, stuck = ({backend: row[index] for backend, row in view.workers.items()} for index in range(3))
+    yield _gauge(view, "darkroom_workers", "Worker processes whose heartbeat is fresh and that make progress.", there)
     yield _gauge(view, "darkroom_worker_slots", "How much they can do at once.", slots)
-    sweep = GaugeMetricFamily("darkroom_sweep_age_seconds", "How long ago the sweep was last seen.")
+    text = "Worker processes whose heartbeat is fresh and that make no progress."
+    yield _gauge(view, "darkroom_workers_stuck", text, stuck)
+    sweep = GaugeMetricFamily("darkroom_sweep_age_seconds", "How long ago the sweep was last seen, if it ever was.")
     if view.sweep_age is not None:
         sweep.add_metric([], view.sweep_age)
     yield sweep

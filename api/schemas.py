@@ -235,6 +235,10 @@ class Breaker(BaseModel):
     until: Moment | None = Field(description="when the next job is tried, if it is open")
 
 
+class BackendBreaker(Breaker):
+    backend: str
+
+
 class Queue(BaseModel):
     """What waits for a backend, and who works at it."""
 
@@ -329,12 +333,17 @@ class Checks(BaseModel):
     workers: Check = Field(description="one that makes progress is there for each backend")
     senders: Check = Field(description="one of those that send webhooks is there")
     sweep: Check = Field(description="what a crash or a lost message leaves behind is being looked for")
-    breakers: Check = Field(description="none of a backend's is open")
+    breakers: Check = Field(
+        description="each backend's is closed; `breakers` beside the checks tells of those that aren't"
+    )
 
 
 class Readiness(BaseModel):
     status: Literal["ready", "not_ready"]
     checks: Checks
+    breakers: list[BackendBreaker] = Field(
+        description="those that are not closed, and why; none while Redis is away, as nothing is known of them then"
+    )
 
 
 class FieldError(BaseModel):

@@ -5,17 +5,23 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from flask import Flask, Request, request
-from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
+from flask import Flask, Request, current_app, g, request
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge, UnsupportedMediaType
 
 from api.errors import Refused, invalid_field, invalid_parameter, most_bytes, pointer_to
+from api.room import Room
 
 #: The largest body that is read, where a route takes no larger one.
 MOST_BYTES = 1_000_000
 
+#: After it a client whose body found no room may try again, in seconds.
+RETRY_AFTER = "5"
+
 #: What a database cannot store in a text: NUL (PostgreSQL) and half a surrogate pair (UTF-8 has no form for it).
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _MAY_BE_UNSTORABLE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+
+_ROOM = "darkroom.room"
 
 
 class StrictRequest(Request):
@@ -34,10 +40,36 @@ def whole_body(of: Request) -> bytes:
 
     Read once: it is not kept, as a request that waits for its job would keep it all the while.
     """
-    data = of.get_data(cache=False)
+    _take_room(of)
+    try:
+        data = of.get_data(cache=False)
+    except ClientDisconnected as error:
+        if isinstance(error.__context__, TimeoutError):  # server.py
+            raise Refused("too_slow", "Nothing was accepted.") from None
+        raise
     if len(data) > most_bytes(of):
         raise RequestEntityTooLarge
     return data
+
+
+def _take_room(of: Request) -> None:
+    """For a body that is larger than most, or that may be: nobody knows the length of one in chunks before its end."""
+    most = most_bytes(of)
+    length = most if "Transfer-Encoding" in of.headers else of.content_length or 0
+    if not MOST_BYTES < length <= most:  # what is too large is not read at all
+        return
+    g.room = current_app.extensions[_ROOM].take(length)
+    if g.room is None:
+        while of.stream.read(65_536):  # who still sends does not see an answer, but that he is cut off
+            pass
+        said = "Others are sending as many large bodies as are read at once. Nothing was accepted."
+        raise Refused("no_room", said, headers={"Retry-After": RETRY_AFTER})
+
+
+def give_room_back() -> None:
+    """Nothing is left in memory of the body of this request."""
+    if amount := g.pop("room", None):
+        current_app.extensions[_ROOM].give_back(amount)
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
@@ -126,7 +158,9 @@ def install(app: Flask, larger: Mapping[str, int]) -> None:
         request.max_content_length = larger.get(request.endpoint or "", MOST_BYTES) + 1
 
     app.request_class = StrictRequest
+    app.extensions[_ROOM] = Room()
     app.before_request(limit_body)
+    app.teardown_request(lambda error: give_room_back())
     # `//v1/jobs` and OPTIONS are not offered: without these, Flask redirects the one and answers the other by itself.
     app.url_map.merge_slashes = False
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False

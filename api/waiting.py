@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 LONGEST_WAIT = 60  # seconds
 READ_AGAIN = 1.5  # seconds, on average
+#: For jitter. Its own: the dice that a process has in common are nobody's to draw from in a thread.
+_dice = random.Random()
 
 #: What is asked for in one statement.
 CHUNK = 500
@@ -234,7 +236,7 @@ class Waiting:
 
     def _keep_looking(self) -> None:
         while not self._closed:
-            self._look_now.wait(READ_AGAIN * random.uniform(0.7, 1.3))
+            self._look_now.wait(READ_AGAIN * _dice.uniform(0.7, 1.3))
             self._look_now.clear()
             try:
                 self._look_around()

@@ -75,18 +75,20 @@ class Breaker:
     def standing(self, now: float) -> "Standing":
         if not self.is_open:
             return Standing(State.closed, None, None)
-        if self.open_for(now):
-            return Standing(State.open, self.reason, datetime.fromtimestamp(self.until, UTC))
+        if left := self.open_for(now):
+            return Standing(State.open, self.reason, datetime.fromtimestamp(self.until, UTC), left)
         return Standing(State.half_open, self.reason, None)
 
 
 @dataclass(frozen=True)
 class Standing:
-    """As it is shown. `until`: when the next call will be tried, if the breaker is open."""
+    """As it is shown. `until`: when the next call will be tried, if the breaker is open; `open_for`: how many seconds
+    were left until then by Redis' clock, when it was read."""
 
     state: State
     reason: Reason | None
     until: datetime | None
+    open_for: float = 0.0
 
 
 _FORM = TypeAdapter(Breaker)

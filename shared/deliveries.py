@@ -42,6 +42,8 @@ from shared.tables import receivers as receiver_rows
 #: Seconds before each try, counted from the one before: more than three days in all. Jitter only adds to them.
 PAUSES = (0, 5, 300, 1800, 2 * 3600, 5 * 3600, 10 * 3600, 14 * 3600, 20 * 3600, 24 * 3600)
 MOST_JITTER = 0.1
+#: For jitter. Its own: the dice that a process has in common are nobody's to draw from in a thread.
+_dice = random.Random()
 #: The longest that a receiver's Retry-After may put off the next try.
 LONGEST_RETRY_AFTER_SECONDS = 24 * 3600
 
@@ -340,7 +342,7 @@ def _close_try(tx: Connection, delivery_id: str, number: int, result: Result) ->
 
 
 def _pause_before(step: int) -> float:
-    return PAUSES[step] * (1 + random.uniform(0, MOST_JITTER))
+    return PAUSES[step] * (1 + _dice.uniform(0, MOST_JITTER))
 
 
 def rescue(tx: Connection, row: Row[Any]) -> bool:

@@ -21,6 +21,8 @@ Series = tuple[str, ...]
 BOUNDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 14400, 86400)
 #: Where the sum of a histogram stands, in milliseconds, beside its buckets.
 SUM = "sum"
+#: When the sweep was seen last that ended in good order, in milliseconds since 1970: its row went with it.
+SWEPT: Series = ("swept",)
 
 
 def buckets() -> list[str]:
@@ -43,6 +45,13 @@ def add(tx: Connection, amounts: Mapping[Series, int]) -> None:
         given = dialect.insert(tallies)
         more = {"amount": tallies.c.amount + given.excluded.amount}
         tx.execute(given.values(rows).on_conflict_do_update(index_elements=[tallies.c.series], set_=more))
+
+
+def put(tx: Connection, series: Series, amount: int) -> None:
+    """In place of what stood there."""
+    dialect = sqlite if tx.dialect.name == "sqlite" else postgresql
+    row = dialect.insert(tallies).values(series="/".join(series), amount=amount)
+    tx.execute(row.on_conflict_do_update(index_elements=[tallies.c.series], set_={"amount": amount}))
 
 
 def read(connection: Connection) -> dict[Series, int]:

@@ -38,6 +38,19 @@ def test_only_settings_reads_the_environment() -> None:
     assert readers == {"shared/settings.py"}
 
 
+def test_nobody_draws_from_the_dice_that_all_share() -> None:
+    """Threads that did, for jitter, would come between those who rely on their state: Hypothesis fails a test then."""
+    drawn = {
+        f"{place}: random.{node.attr}"
+        for place, tree in modules("api", "worker", "shared", "sandbox", "local")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "random"
+    }
+    names = {name for _, tree in modules("api", "worker", "shared", "sandbox", "local") for name in imports(tree)}
+    assert {each for each in drawn if not each.endswith(": random.Random")} == set()
+    assert not any(name.startswith("random.") for name in names)
+
+
 def test_only_jobs_writes_a_status() -> None:
     """Every `update(jobs…)` and `insert(jobs…)` stands in shared/moves.py, which shared/jobs.py alone uses."""
     writers = set()

@@ -31,6 +31,9 @@ from worker.spool import Entry, Spool
 
 log = logging.getLogger(__name__)
 
+#: For jitter. Its own: the dice that a process has in common are nobody's to draw from in a thread.
+_dice = random.Random()
+
 
 _Done = TypeVar("_Done")
 
@@ -250,7 +253,7 @@ class Generation:
             max_attempts=self._max_attempts,
             not_accepted_in_a_row=claim.refusals + 1,
             retry_after=failure.retry_after,
-            jitter=random.random(),
+            jitter=_dice.random(),
             excused=excused,
             open_for=verdict.open_for,
             elsewhere=claim.asked == AUTO and bool(routing.able(self._others, claim.model, claim.input)),

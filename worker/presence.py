@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, delete
 from sqlalchemy.dialects import postgresql, sqlite
 
+from shared import tallies
 from shared.database import now
 from shared.machine import machine
+from shared.present import SWEEP
 from shared.tables import workers
 
 #: A row that nobody renewed for a day belongs to a worker that never said goodbye.
@@ -56,8 +58,11 @@ def show(
 
 
 def leave(tx: Connection, name: str) -> None:
-    """It ends in good order."""
-    tx.execute(delete(workers).where(workers.c.name == name))
+    """It ends in good order. Of the sweep it stays known when that was: whoever watches it is told of its age."""
+    gone = delete(workers).where(workers.c.name == name).returning(workers.c.backend, workers.c.seen_at)
+    for row in tx.execute(gone).all():
+        if row.backend == SWEEP:
+            tallies.put(tx, tallies.SWEPT, round(row.seen_at.timestamp() * 1000))
 
 
 def forget_the_dead(tx: Connection) -> int:

@@ -53,6 +53,7 @@ REFUSALS: Mapping[str, tuple[int, int]] = {
     "invalid": (400, BAD_INPUT),
     "unauthenticated": (401, 10000),
     "method_not_allowed": (405, 7001),
+    "too_slow": (408, TIMEOUT),
     "too_large": (413, 3006),
     "unsupported_media_type": (415, BAD_INPUT),
     "idempotency_key_reused": (422, BAD_INPUT),

@@ -1,16 +1,20 @@
 """A queue that is full: who is turned away, with what, and who is not."""
 
+import threading
 import time
 from typing import Any
 
 import pytest
 
 from api.depth import Depth
+from api.errors import Refused
 from api.services import Services
+from shared.breaker import Breaker, Reason, key, written
 from shared.catalogue import DEFAULT_MODEL
 from shared.settings import Settings
 from tests.api.people import KEY, Caller, Submit, Worker
 from tests.lives import many
+from tests.service import eventually
 from worker import presence
 
 BODY = {"input": {"prompt": "a cat"}}
@@ -109,6 +113,50 @@ def test_retry_after_is_what_the_workers_need_for_those_who_are_too_many(
     services.depth._most = 3
     answer = api.post("/v1/jobs", json=BODY)
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, str(after))
+
+
+def test_while_the_breaker_is_open_nobody_is_told_to_come_back_before_it_may_close(
+    api: Caller, services: Services, submit: Submit
+) -> None:
+    with services.database.write() as tx:
+        presence.show(tx, "w", "dataoorts", 200, 2.0)
+    fill(submit)
+    assert api.post("/v1/jobs", json=BODY).headers["Retry-After"] == "2"
+    moment, _ = services.redis.time()
+    services.redis.set(key("dataoorts"), written(Breaker(1, Reason.rate_limited, until=moment + 800.0)))
+
+    def told() -> int:
+        return int(api.post("/v1/jobs", json=BODY).headers["Retry-After"])
+
+    eventually("it is heard of", lambda: told() > 2)
+    assert 700 < told() <= 802
+
+
+def test_places_that_are_taken_at_once_are_all_counted_and_the_last_one_goes_once(services: Services) -> None:
+    """As by retries, which choose first and take their place later."""
+
+    class Slow(dict[str, int]):
+        def __getitem__(self, backend: str) -> int:
+            known = super().__getitem__(backend)
+            time.sleep(0.001)  # others come between
+            return known
+
+    depth, refused = services.depth, []
+    depth._known, depth._most = Slow(dataoorts=0), 20
+
+    def take() -> None:
+        for _ in range(5):
+            try:
+                depth.take_place("dataoorts")
+            except Refused as refusal:
+                refused.append(refusal.code)
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (depth.known("dataoorts"), refused) == (20, ["queue_full"] * 20)
 
 
 def test_the_queue_is_counted_now_and_then_and_our_own_are_added_meanwhile(

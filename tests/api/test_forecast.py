@@ -1,17 +1,25 @@
 """Retry-After, from what is known of the workers."""
 
+import math
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from api.app import build, open_services
+from api.breaker_watch import BreakerWatch
 from api.forecast import Forecast
 from api.services import Services
 from shared import jobs as life
+from shared.breaker import BreakerBoard, Reason, Standing, State
+from shared.settings import Settings
 from shared.tables import Status
-from tests.api.people import Caller, Submit, Worker
+from tests.api.people import KEY, Caller, Submit, Worker, client_with
 from tests.api.test_queue import not_seen_for, show
 from tests.lives import job_row, many
+from tests.service import eventually
 
 
 @pytest.fixture(autouse=True)
@@ -113,3 +121,78 @@ def test_workers_are_looked_up_once_in_a_while(
     assert retry_after(api, url) == "1"
     show(services, "w", 1, 20.0)
     assert retry_after(api, url) == "1"
+
+
+OPEN = Standing(State.open, Reason.rate_limited, None, open_for=800.0)
+
+
+@contextmanager
+def breakers(services: Services, **standings: Standing) -> Iterator[None]:
+    """They were read just now."""
+    watch = services.forecast._watch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BreakerWatch, "REST_SECONDS", 3600.0)
+        patch.setattr(watch, "_known", standings)
+        patch.setattr(watch, "_read_at", time.monotonic())
+        yield
+
+
+def test_while_the_breaker_is_open_a_waiting_job_is_not_asked_for_before_it_may_close(
+    api: Caller, services: Services, submit: Submit, worker: Worker
+) -> None:
+    waiting, running = submit()["urls"]["self"], submit()["urls"]["self"]
+    show(services, "w", 4, 7.0)
+    with breakers(services, dataoorts=OPEN):
+        assert [700 < int(retry_after(api, url) or 0) <= 800 for url in (waiting, running)] == [True, True]
+        assert 700 < int(api.get(f"{waiting}/image").headers["Retry-After"]) <= 800
+        assert 700 < int(api.post("/v1/jobs", json={"input": {"prompt": "a cat"}}).headers["Retry-After"]) <= 800
+        waiting, running = running, waiting
+        worker.claim()
+        assert retry_after(api, running) == "4", "it is being made"
+    with breakers(services, dataoorts=Standing(State.half_open, Reason.rate_limited, None)):
+        assert retry_after(api, waiting) == "7"
+
+
+def test_what_was_heard_long_ago_is_believed_until_its_time_is_over(services: Services) -> None:
+    watch = services.forecast._watch
+    with breakers(services, dataoorts=OPEN):
+        watch._read_at -= 790
+        assert 0 < watch.open_for("dataoorts") <= 10
+        watch._read_at -= 20
+        assert watch.open_for("dataoorts") == 0
+
+
+def test_a_job_that_may_be_made_elsewhere_waits_for_no_breaker(settings: Settings) -> None:
+    """The sweep moves it."""
+    services = open_services(settings.model_copy(update={"backends": ("dataoorts", "diffusers")}))
+    api = client_with(build(services), KEY)
+    for name in ("dataoorts", "diffusers"):
+        show(services, f"w-{name}", 4, 3.0, name)
+    jobs = [
+        api.post("/v1/jobs", json={"input": {"prompt": "a cat"}} | more).json["urls"]["self"]
+        for more in ({}, {"backend": "diffusers"}, {"backend": "dataoorts"})
+    ]
+    with breakers(services, dataoorts=OPEN, diffusers=OPEN):
+        assert [int(retry_after(api, job) or 0) > 700 for job in jobs] == [True, True, True]
+    with breakers(services, dataoorts=OPEN):
+        assert [int(retry_after(api, job) or 0) > 700 for job in jobs] == [False, False, True]
+    services.close()
+
+
+def test_who_asks_for_a_job_has_the_breakers_read_and_does_not_wait_for_it(
+    api: Caller, submit: Submit, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, watch = submit()["urls"]["self"], services.forecast._watch
+    eventually("what the submission asked is answered", watch._is_fresh)
+    asked, go_on = threading.Event(), threading.Event()
+
+    def read(board: BreakerBoard, backends: tuple[str, ...]) -> dict[str, Standing | None]:
+        asked.set()
+        go_on.wait(60)
+        return dict.fromkeys(backends)
+
+    monkeypatch.setattr(BreakerBoard, "read", read)
+    monkeypatch.setattr(watch, "_read_at", -math.inf)
+    assert retry_after(api, url) == "1" and not go_on.is_set()
+    assert asked.wait(60)
+    go_on.set()

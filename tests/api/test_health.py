@@ -29,6 +29,7 @@ WITHOUT_WORKERS = {"database": "ok", "migrations": "ok", "redis": "ok", "breaker
 
 def ready(api: Caller) -> tuple[int, dict[str, str]]:
     response = api.get("/readyz")
+    assert set(response.json) == {"status", "checks", "breakers"}
     assert response.json["status"] == ("ready" if response.status_code == 200 else "not_ready")
     return response.status_code, response.json["checks"]
 
@@ -54,7 +55,8 @@ def test_a_database_at_another_revision_is_not_ready(stranger: Caller, services:
 @on_sqlite
 def test_a_worker_of_each_backend_is_looked_for(stranger: Caller, services: Services) -> None:
     with services.database.write() as tx:
-        tx.execute(insert(workers).values(name="w", backend="dataoorts", slots=200, seen_at=now()))
+        rows = [{"name": "w", "backend": backend, "slots": 200} for backend in services.settings.backends]
+        tx.execute(insert(workers).values(seen_at=now()), rows)
     assert ready(stranger)[1]["workers"] == "ok"
     with services.database.write() as tx:
         tx.execute(update(workers).values(seen_at=now(-60)))
@@ -64,6 +66,7 @@ def test_a_worker_of_each_backend_is_looked_for(stranger: Caller, services: Serv
 @on_sqlite
 def test_a_worker_that_makes_no_progress_counts_as_not_there(stranger: Caller, services: Services) -> None:
     with services.database.write() as tx:
+        presence.show(tx, "w", "diffusers", 4, None)
         presence.show(tx, "w", "dataoorts", 200, None, Progress(trouble="the heartbeat has stood still for 61 s"))
     assert ready(stranger)[1]["workers"] == "degraded"
     with services.database.write() as tx:
@@ -83,14 +86,23 @@ def test_senders_and_sweep_are_looked_for(stranger: Caller, services: Services) 
         assert ready(stranger)[1][name] == "degraded"
 
 
-@pytest.mark.parametrize("until", [0.0, 60.0])
-def test_a_breaker_that_is_not_closed_is_told_and_takes_nobody_away(
-    stranger: Caller, services: Services, until: float
+@pytest.fixture
+def backends() -> tuple[str, ...]:
+    return ("dataoorts", "diffusers")
+
+
+@pytest.mark.parametrize(("until", "state"), [(0.0, "half_open"), (60.0, "open")])
+def test_a_breaker_that_is_not_closed_is_told_with_its_reason_and_takes_nobody_away(
+    stranger: Caller, services: Services, until: float, state: str
 ) -> None:
+    assert stranger.get("/readyz").json["breakers"] == []
     moment = services.redis.time()[0] + until
-    services.redis.set(key("dataoorts"), written(Breaker(turns=1, reason=Reason.failing, until=moment)))
+    services.redis.set(key("diffusers"), written(Breaker(turns=1, reason=Reason.quota_exhausted, until=moment)))
     status, checks = ready(stranger)
     assert (status, checks["breakers"], checks["redis"]) == (200, "degraded", "ok")
+    [told] = stranger.get("/readyz").json["breakers"]
+    assert (told["backend"], told["state"], told["reason"]) == ("diffusers", state, "quota_exhausted")
+    assert (told["until"] is None) == (state == "half_open")
 
 
 @pytest.fixture
@@ -174,3 +186,4 @@ def assert_nobody_is_held_up(settings: Settings, patience: list[float | None]) -
         },
     )
     assert patience == [0.5]
+    assert api.get("/readyz").json["breakers"] == [], "nothing is known of them"

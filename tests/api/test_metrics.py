@@ -1,7 +1,8 @@
 """What Prometheus is told, after real moves, on both databases."""
 
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -20,8 +21,9 @@ from shared.tables import Billed, Outcome, TryOutcome, workers
 from shared.tables import deliveries as delivery_rows
 from shared.tables import jobs as table
 from tests.api.people import Caller, Submit, Worker, client_with, on_sqlite
-from worker import tallying
+from worker import presence, tallying
 from worker.feed import Feed
+from worker.presence import Progress
 
 Scrape = Callable[[], dict[str, float]]
 
@@ -77,6 +79,7 @@ def test_before_anything_happened_counters_say_zero(scrape: Scrape) -> None:
         "darkroom_spend_usd_total{backend=dataoorts}",
         "darkroom_workers{backend=dataoorts}",
         "darkroom_worker_slots{backend=dataoorts}",
+        "darkroom_workers_stuck{backend=dataoorts}",
         "darkroom_deliveries{status=pending}",
         "darkroom_deliveries{status=failed}",
         "darkroom_delivery_tries_total{outcome=delivered}",
@@ -260,6 +263,86 @@ def test_workers_count_as_long_as_their_heartbeat_is_fresh_and_the_sweep_has_an_
     assert found["darkroom_workers{backend=dataoorts}"] == 2
     assert found["darkroom_worker_slots{backend=dataoorts}"] == 300
     assert 7 <= found["darkroom_sweep_age_seconds"] < 15
+
+
+def test_a_worker_that_is_stuck_is_told_apart(scrape: Scrape, services: Services) -> None:
+    with services.database.write() as tx:
+        presence.show(tx, "a", "dataoorts", 200, None)
+        presence.show(tx, "b", "dataoorts", 100, None, Progress(trouble="nothing has moved for 50 s"))
+    found = scrape()
+    names = ("darkroom_workers", "darkroom_worker_slots", "darkroom_workers_stuck")
+    assert [found[f"{name}{{backend=dataoorts}}"] for name in names] == [1, 200, 1]
+
+
+def test_a_sweep_that_ended_in_good_order_grows_old(scrape: Scrape, services: Services) -> None:
+    with services.database.write() as tx:
+        presence.show(tx, "s", "sweep", 0, None)
+        tx.execute(update(workers).values(seen_at=now(-40)))
+        presence.leave(tx, "s")
+    assert 40 <= scrape()["darkroom_sweep_age_seconds"] < 60
+    with services.database.write() as tx:
+        presence.show(tx, "t", "sweep", 0, None)
+    assert scrape()["darkroom_sweep_age_seconds"] < 20, "there is another"
+    with services.database.write() as tx:
+        presence.leave(tx, "t")
+    assert scrape()["darkroom_sweep_age_seconds"] < 20, "the latest counts"
+
+
+#: As promtool has them: units are the base ones, in full, and a name does not say its type.
+NO_UNITS = ("ms", "milliseconds", "us", "minutes", "hours", "days", "second", "sec", "kb", "mb", "percent", "cents")
+NO_NAMES = ("counter", "gauge", "histogram", "summary", "count", "sum", "bucket")
+
+
+def faults(name: str, kind: str, says: str, labels: Iterable[str]) -> list[str]:
+    """What promtool would say of a metric, by its name without `_total`; and what an age or a duration must have."""
+    parts = name.split("_")
+    found = {
+        "no HELP": not says.strip() or says.strip() != says,
+        "no TYPE": kind not in ("counter", "gauge", "histogram"),
+        "not snake case": not re.fullmatch(r"darkroom(_[a-z0-9]+)+", name),
+        "names its type": any(part in NO_NAMES for part in parts),
+        "not a base unit": any(part in NO_UNITS for part in parts),
+        "time without a unit": bool({"age", "lag", "time", "duration"} & set(parts)) and parts[-1] != "seconds",
+        "a unit that is not last": any(unit in parts[:-1] for unit in ("seconds", "bytes", "usd")),
+        "_total on what is no counter": parts[-1] == "total",
+        "a label of Prometheus' own": bool({"le", "quantile", "job", "instance"} & set(labels)),
+    }
+    return [fault for fault, is_so in found.items() if is_so]
+
+
+@on_sqlite
+def test_every_metric_is_named_and_described_as_prometheus_wants_it(
+    scrape: Scrape, stranger: Caller, submit: Submit, worker: Worker, services: Services
+) -> None:
+    submit()
+    worker.succeed(worker.claim())
+    with services.database.write() as tx:
+        presence.show(tx, "s", "sweep", 0, None)
+    scrape()
+    told = stranger.get("/metrics").text
+    families = list(text_string_to_metric_families(told))
+    assert len(families) > 20
+    for family in families:
+        ends = {sample.name.removeprefix(family.name) for sample in family.samples}
+        labels = {label for sample in family.samples for label in sample.labels if sample.name == family.name}
+        assert faults(family.name, family.type, family.documentation, labels) == [], family.name
+        if family.type == "counter":
+            assert ends == {"_total"}, family.name
+        assert told.count(f"# HELP {family.name}{'_total' if family.type == 'counter' else ''} ") == 1
+        assert told.count(f"# TYPE {family.name}{'_total' if family.type == 'counter' else ''} {family.type}\n") == 1
+
+
+def test_what_prometheus_would_not_want_is_found() -> None:
+    wrong = {
+        ("darkroom_wait_ms", "gauge", "x"): ["not a base unit"],
+        ("darkroom_sweep_age", "gauge", "x"): ["time without a unit"],
+        ("darkroom_seconds_waited", "gauge", "x"): ["a unit that is not last"],
+        ("darkroom_jobs_count", "gauge", "x"): ["names its type"],
+        ("darkroom_jobs_total", "gauge", "x"): ["_total on what is no counter"],
+        ("darkroom_Jobs", "gauge", "x"): ["not snake case"],
+        ("darkroom_jobs", "unknown", ""): ["no HELP", "no TYPE"],
+    }
+    assert {given: faults(*given, labels=()) for given in wrong} == wrong
 
 
 def test_deliveries_are_told_by_where_they_stand_and_their_tries_by_outcome(

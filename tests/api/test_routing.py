@@ -11,9 +11,9 @@ from flask_openapi3.openapi import OpenAPI
 from sqlalchemy import update
 
 from api.app import build, open_services
+from api.breaker_watch import BreakerWatch
 from api.depth import Depth
 from api.forecast import Forecast
-from api.routing import BreakerWatch
 from api.services import Services
 from shared import jobs as life
 from shared.breaker import Breaker, BreakerBoard, Reason, State, key, written
@@ -176,12 +176,22 @@ def test_a_job_of_an_older_version_has_no_routing_and_says_so(at_work: Services,
 
 
 @on_sqlite
-def test_with_one_backend_nobody_asks_for_breakers(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_one_backend_the_breaker_is_read_and_nobody_waits_for_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def read(board: BreakerBoard, backends: tuple[str, ...]) -> dict[str, None]:
+        asked.set()
+        go_on.wait(60)
+        return dict.fromkeys(backends)
+
+    monkeypatch.setattr(BreakerBoard, "read", read)
     services = open_services(settings.model_copy(update={"backends": ("dataoorts",)}))
-    monkeypatch.setattr(BreakerBoard, "read", None)
     answer = client_with(build(services), KEY).post("/v1/jobs", json={"input": {"prompt": "a cat"}})
     assert routing(answer.json) == [("dataoorts", "only_one")]
-    assert services.router._watch._thread is None
+    assert asked.wait(60) and not go_on.is_set()
+    go_on.set()
     services.close()
 
 

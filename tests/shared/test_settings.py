@@ -1,10 +1,17 @@
 """Settings: what is refused, and that the refusal names the setting."""
 
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from local import procfile
 from shared import settings
+from tests.servers import RedisServer
+from tests.service import ROOT
 
 GOOD = {"DARKROOM_SECRET_KEY": "s" * 32}
 
@@ -134,3 +141,51 @@ def test_the_sandbox_stands_in_for_each_backend_by_itself() -> None:
 def test_who_draws_on_another_machine_must_say_where_it_is() -> None:
     assert refusal(DARKROOM_BACKENDS="dataoorts,automatic1111").startswith("DARKROOM_AUTOMATIC1111_URL: must be set")
     settings.load({**GOOD, "DARKROOM_BACKENDS": "automatic1111", "DARKROOM_AUTOMATIC1111_URL": "http://gpu-box:7860"})
+
+
+#: What docs/guards.md says of settings: (setting, what was done) -> (who refuses, what it says).
+CELLS = [line.strip("| ").split(" | ") for line in (ROOT / "docs" / "guards.md").read_text().splitlines()]
+ROWS = [cells for cells in CELLS if len(cells) == 4 and cells[0].startswith("`D")]
+SAID = {(name.strip("`"), done): (who, says) for name, done, who, says in ROWS}
+
+#: The same, as it is provoked.
+DONE: dict[tuple[str, str], dict[str, str]] = {
+    ("DARKROOM_SECRET_KEY", "not set"): {"DARKROOM_SECRET_KEY": ""},
+    ("DARKROOM_SECRET_KEY", "31 characters"): {"DARKROOM_SECRET_KEY": "s" * 31},
+    ("DARKROOM_API_KEY", "dk_short"): {"DARKROOM_API_KEY": "dk_short"},
+    ("DARKROOM_LEASE_SECOND", "set: the name is misspelt"): {"DARKROOM_LEASE_SECOND": "20"},
+    ("DARKROOM_BACKENDS", "midjourney"): {"DARKROOM_BACKENDS": "midjourney"},
+    ("DARKROOM_AUTOMATIC1111_URL", "not set, with that backend"): {"DARKROOM_BACKENDS": "automatic1111"},
+    ("DARKROOM_DATABASE_URL", "mysql://x/y"): {"DARKROOM_DATABASE_URL": "mysql://x/y"},
+    ("DATAOORTS_URL", "plain http, to another machine"): {"DATAOORTS_URL": "http://example.org/api/v1"},
+    ("DATAOORTS_API_KEY", "not set, without the sandbox"): {},
+    ("DARKROOM_PUBLIC_URL", "not set"): {},
+}
+
+
+def test_the_page_has_a_line_for_every_setting_that_is_provoked_and_for_nothing_else() -> None:
+    assert [*SAID] == [*DONE]
+
+
+@pytest.mark.parametrize(("name", "done"), [key for key in DONE if DONE[key]])
+def test_every_process_refuses_what_the_page_says_in_its_words(name: str, done: str) -> None:
+    assert SAID[name, done] == ("every process", refusal(**DONE[name, done]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "done"), [key for key in DONE if not DONE[key]])
+def test_who_needs_a_setting_that_others_do_not_refuses_without_it(
+    name: str, done: str, sqlite_url: str, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """As the Procfile starts it."""
+    process, says = SAID[name, done]
+    [line] = [command.line for command in procfile.read(ROOT / "Procfile", ["dataoorts"]) if command.name == process]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("DARKROOM_", "DATAOORTS_"))}
+    environ |= GOOD | {
+        "DARKROOM_DATA_DIR": str(tmp_path),
+        "DARKROOM_DATABASE_URL": sqlite_url,
+        "DARKROOM_REDIS_URL": redis_server.url,
+    }
+    command = [sys.executable, "-m", *shlex.split(line)]
+    ended = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120)
+    assert ended.returncode != 0 and says in ended.stderr and "Traceback" not in ended.stderr

@@ -1,0 +1,154 @@
+"""How long a client may take to send its request, and that what is answered may take longer."""
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from api import server
+from api.server import TimelyReader
+from tests.api.people import KEY
+from tests.api.test_gunicorn import HEADERS, PATIENCE, gunicorn
+from tests.servers import free_port
+from tests.service import eventually
+
+HEAD = b"POST /v1/jobs HTTP/1.1\r\nHost: darkroom\r\nAuthorization: Bearer %b\r\nContent-Type: application/json\r\n"
+THREADS = 3
+
+
+@pytest.fixture
+def line() -> Iterator[tuple[socket.socket, TimelyReader]]:
+    """A client's end, and the one that reads from it."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield theirs, TimelyReader(ours)
+
+
+def test_what_comes_in_time_is_read_and_the_socket_is_as_it_was(line: tuple[socket.socket, TimelyReader]) -> None:
+    client, reader = line
+    client.sendall(b"GET / ")
+    reader.allow(PATIENCE)
+    assert reader.read() == b"GET / " and reader.sock.gettimeout() is None, "answers have no limit"
+
+
+def test_drips_do_not_prolong_it(line: tuple[socket.socket, TimelyReader]) -> None:
+    client, reader = line
+    done = threading.Event()
+
+    def drip() -> None:
+        while not done.wait(0.01):
+            client.send(b"x")
+
+    dripping = threading.Thread(target=drip)
+    dripping.start()
+    try:
+        reader.allow(0.2)
+        with pytest.raises(TimeoutError):
+            reader.read(1_000_000)
+    finally:
+        done.set()
+        dripping.join()
+    assert reader.sock.gettimeout() is None
+
+
+def test_who_sends_much_has_longer(line: tuple[socket.socket, TimelyReader], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "SLOWEST", 1)
+    client, reader = line
+    reader.allow(0.1)
+    client.sendall(b"x" * 600)
+    assert len(reader.read(600)) == 600
+    sending = threading.Timer(0.3, client.sendall, [b"y"])
+    sending.start()
+    assert reader.read(1) == b"y"
+    sending.join()
+
+
+def test_a_shorter_limit_of_somebody_else_is_kept(line: tuple[socket.socket, TimelyReader]) -> None:
+    _, reader = line
+    reader.allow(3600)
+    reader.sock.settimeout(0.01)
+    with pytest.raises(TimeoutError):
+        reader.read()
+    assert reader.sock.gettimeout() == 0.01
+
+
+@pytest.fixture
+def port(sqlite_url: str, redis_url: str, tmp_path: Path) -> Iterator[int]:
+    """One process of three threads, that has less patience than usual."""
+    hurried = tmp_path / "hurried.conf.py"
+    hurried.write_text(
+        f"exec(open({str(Path('api/gunicorn.conf.py').absolute())!r}).read())\n"
+        "import api.server\n"
+        "api.server.HEAD_SECONDS, api.server.BODY_SECONDS = 1.0, 1.0\n"
+    )
+    port = free_port()
+    options = ("-c", str(hurried), "--workers", "1", "--threads", str(THREADS), "--graceful-timeout", "3600")
+    with gunicorn(
+        port,
+        *options,
+        DARKROOM_DATABASE_URL=sqlite_url,
+        DARKROOM_REDIS_URL=redis_url,
+        DARKROOM_API_KEY=KEY,
+        DARKROOM_SECRET_KEY="s" * 32,
+    ) as process:
+        eventually("it answers", lambda: process.poll() is not None or _answers(port), 60)
+        yield port
+        # However many are still sending: the grace is an hour, and none of them has that long.
+        half_sent = [_begin(port, HEAD[:40]) for _ in range(THREADS)]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert "Traceback" not in process.communicate()[1]
+        for client in half_sent:
+            client.close()
+
+
+def _answers(port: int) -> bool:
+    try:
+        return requests.get(f"http://127.0.0.1:{port}/healthz", timeout=PATIENCE).ok
+    except requests.ConnectionError:  # it listens before it answers
+        return False
+
+
+def _begin(port: int, sent: bytes) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+    client.sendall(sent)
+    return client
+
+
+def _rest(client: socket.socket) -> bytes:
+    """All that is still sent to it, until the other end closes."""
+    with client:
+        return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+@pytest.mark.slow
+def test_half_sent_heads_in_every_thread_are_cut_off_and_the_others_are_answered(port: int) -> None:
+    half_sent = [_begin(port, HEAD[:40]) for _ in range(2 * THREADS)]
+    assert requests.get(f"http://127.0.0.1:{port}/healthz", timeout=PATIENCE).status_code == 200
+    assert [_rest(client) for client in half_sent] == [b""] * 2 * THREADS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "begun", [b"Content-Length: 50\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n9\r\n{"], ids=["length", "chunks"]
+)
+def test_a_half_sent_body_is_answered_and_cut_off(port: int, begun: bytes) -> None:
+    answer = _rest(_begin(port, HEAD % KEY.encode() + begun))
+    assert answer.startswith(b"HTTP/1.1 408 ") and b'"code": "too_slow"' in answer
+
+
+@pytest.mark.slow
+def test_who_waits_for_a_job_and_who_comes_back_for_more_is_not_cut_off(port: int) -> None:
+    with requests.Session() as session:
+        url = f"http://127.0.0.1:{port}/v1/jobs"
+        began = time.monotonic()
+        answer = session.post(
+            url, json={"input": {"prompt": "a cat"}}, headers=HEADERS | {"Prefer": "wait=3"}, timeout=PATIENCE
+        )
+        assert answer.status_code == 202 and time.monotonic() - began > 2, "longer than a request may take to come"
+        assert session.get(answer.headers["Location"], headers=HEADERS, timeout=PATIENCE).status_code == 200
