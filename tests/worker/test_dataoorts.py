@@ -563,6 +563,13 @@ def test_the_prompt_neither_appears_in_messages_and_logs_nor_decides_what_an_err
     assert "quota" not in caplog.text + str(outcome)
 
 
+def test_a_part_of_the_prompt_that_the_vendor_repeats_does_not_pass_for_a_wrong_key(connect: Connect) -> None:
+    body = json.dumps({"error": "Unsupported prompt: 'an invalid api key on a bl...'"}).encode()
+    with StubVendor(saying(answer(400, body))) as vendor:
+        request = Request("job_1", DEFAULT_MODEL, {**INPUT, "prompt": "an invalid api key on a blackboard"})
+        assert failure(ask(connect(vendor.url), request)) == (Kind.rejected, Billed.no)
+
+
 # The contract.
 
 
