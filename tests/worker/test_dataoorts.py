@@ -368,7 +368,7 @@ def test_whoever_is_never_done_is_cut_off_at_the_deadline(script: Script, connec
     started = time.monotonic()
     with StubVendor(script) as vendor:
         assert failure(ask(connect(vendor.url, deadline_seconds=0.25))) == (Kind.transient, Billed.unknown)
-        assert time.monotonic() - started > 0.2
+        assert 0.2 < time.monotonic() - started < 30  # a hundred deadlines, for a slow machine
 
 
 def test_a_kept_alive_connection_is_cut_off_too(connect: Connect) -> None:
