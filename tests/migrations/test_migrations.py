@@ -188,3 +188,41 @@ def test_a_migration_that_never_gets_its_lock_changes_nothing_and_says_whose_it_
     assert "nothing was changed" in str(raised.value)
     with blocked.database.read() as connection:
         assert migrations.current(connection) == "0005"
+
+
+def migrate(database_url: str, **more: str) -> subprocess.Popen[str]:
+    environ = {"DARKROOM_DATABASE_URL": database_url, "DARKROOM_SECRET_KEY": "s" * 32, **more}
+    return subprocess.Popen(
+        [sys.executable, "-m", "migrations"], env=settings.child_environ(environ), stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nowhere/new.db", "file/new.db"], ids=["no folder", "no folder but a file"])
+def test_a_folder_that_is_not_there_is_said_in_a_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    process = migrate(f"sqlite:///{tmp_path / name}")
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert said.startswith("darkroom can't migrate the database: ") and len(said.splitlines()) == 1, said
+    assert str((tmp_path / name).parent) in said
+
+
+@pytest.mark.slow
+def test_a_database_that_is_away_is_waited_for() -> None:
+    server = PostgresServer()
+    process = migrate(server.tcp_url("postgres"))
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert "migrate migrations: waiting for the database: it does not answer" in line, line
+        server.start(tcp=True)
+        assert process.wait(60) == 0, process.stderr.read()
+        database = Database(server.url("postgres"))
+        with database.read() as connection:
+            assert migrations.current(connection) == migrations.newest()
+        database.close()
+    finally:
+        process.kill()
+        process.communicate()
+        server.close()
