@@ -107,7 +107,7 @@ def report(sizes: Sizes, names: Sequence[str], database: str) -> int:
         _print(load_alone(Path(tempfile.mkdtemp(prefix="darkroom-bench-")), sizes.seconds))
         bench = Bench(databases, sizes, names, _tell)
         bench.run()
-    _print(f"Median (range) of {sizes.runs} runs of each, in turns; of `flight`, {sizes.slow_runs}.\n")
+    _print(f"Median (range) of {sizes.runs} runs of each, in turns; of `flight` and `many`, {sizes.slow_runs}.\n")
     _print("\n".join([bench.table(), *bench.notes]))
     sys.stderr.write("".join(f"{failure}\n" for failure in bench.failures))
     return 1 if bench.failures else 0

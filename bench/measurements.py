@@ -14,6 +14,7 @@ from bench.streams import streams
 from bench.systems import Darkroom, System
 from bench.vendor import LARGE
 from bench.webhooks import webhooks
+from sandbox.painter import Wish, paint
 from shared.database import Database
 from shared.tables import events
 
@@ -38,11 +39,16 @@ class Sizes:
     probes: int
     streams: int
     told: int  # jobs that webhooks tell of, twice
+    many: int
+    many_delay: float
 
 
-FULL = Sizes(5, 2, 3.0, 100, 400, 200, 200, 3.0, 300, 100, 300, 60)
-QUICK = Sizes(1, 1, 1.5, 100, 200, 100, 200, 1.0, 300, 40, 300, 20)
-SMALLEST = Sizes(1, 1, 1.0, 5, 8, 4, 8, 0.2, 8, 4, 4, 2)
+FULL = Sizes(5, 2, 3.0, 100, 400, 200, 200, 3.0, 300, 100, 300, 60, 500, 2.0)
+QUICK = Sizes(1, 1, 1.5, 100, 200, 100, 200, 1.0, 300, 40, 300, 20, 500, 0.5)
+SMALLEST = Sizes(1, 1, 1.0, 5, 8, 4, 8, 0.2, 8, 4, 4, 2, 10, 0.2)
+
+#: What `many` asks for, again and again. Its first word stands for the picture that the vendor answers with.
+ALIKE = {"prompt": "alike fox", "width": 256, "height": 256, "seed": 7}
 
 #: What a measurement gives: values by row's key. A row that is left out has no value on this machine.
 Values = Mapping[str, float]
@@ -100,6 +106,20 @@ def in_flight(system: System, sizes: Sizes) -> Values:
     values = {"flight_time": done["seconds"], "flight_most": system.vendor.book()["most_in_flight"]}
     values["flight_rss"] = memory.rss / 1e6
     return values if memory.pss is None else values | {"flight_pss": memory.pss / 1e6}
+
+
+def many(system: System, sizes: Sizes) -> Values:
+    """More jobs than fit at once, all alike: `many_delay` a turn of all slots is what they take at least."""
+    picture = paint(Wish("any", str(ALIKE["prompt"]), 7, width=256, height=256))
+    system.vendor.answer_with("alike", picture)
+    system.vendor.wish(sizes.many_delay, SMALL)
+    turns = -(-sizes.many // system.slots)
+    with watched_memory([system.processes.running[system.drawing]]) as memory:
+        done = system.load("batch", within=turns * sizes.many_delay, jobs=sizes.many, connections=8, alike=ALIKE)
+    book = system.vendor.book()
+    if book["by_prompt"] != {ALIKE["prompt"]: sizes.many}:
+        raise Unusable(f"the vendor was asked for {book['calls']} pictures of {sizes.many}")
+    return {"many_time": done["seconds"], "many_most": book["most_in_flight"], "many_rss": memory.rss / 1e6}
 
 
 def news(system: System, sizes: Sizes) -> Values:
@@ -213,6 +233,15 @@ MEASUREMENTS: Mapping[str, Measurement] = {
             Row("flight_most", "  most calls in flight", "calls", "up"),
             Row("flight_rss", "  peak memory of web and workers, RSS", "MB", "down"),
             Row("flight_pss", "  peak memory of web and workers, PSS", "MB", "down"),
+        ),
+        slow=True,
+    ),
+    "many": Measurement(
+        many,
+        (
+            Row("many_time", "{many} jobs alike at once, vendor at {many_delay:g} s: all done after", "s", "down"),
+            Row("many_most", "  most of their calls in flight", "calls", "up"),
+            Row("many_rss", "  peak memory of the worker and its children, RSS", "MB", "down"),
         ),
         slow=True,
     ),

@@ -32,6 +32,8 @@ class System(ABC):
     title: str
     #: How many calls of the vendor it makes at once.
     slots: int
+    #: The process that makes them.
+    drawing: str
     #: Whether Redis writes an append-only file, as this system's own set-up has it.
     redis_appends: bool
     _procfile: Path
@@ -120,6 +122,7 @@ class Darkroom(System):
     name = "darkroom"
     title = "Darkroom"
     slots = 200
+    drawing = "worker-dataoorts"
     redis_appends = True
     _procfile = ROOT / "Procfile"
     _ready_path = "/readyz"
@@ -160,6 +163,7 @@ class Baseline(System):
     name = "baseline"
     title = "Flask + Celery"
     slots = 8
+    drawing = "worker"
     redis_appends = False
     _procfile = ROOT / "bench" / "baseline" / "Procfile"
     _ready_path = "/"

@@ -130,7 +130,7 @@ def _database(place: Place) -> Finding:
             connection.execute(select(now()))
     except AWAY as error:
         return wrong(
-            f"it does not answer ({_first_line(error)})",
+            f"it does not answer ({first_line(error)})",
             "start it, or mend DARKROOM_DATABASE_URL; processes wait for it",
         )
     return ok("SQLite answers" if place.database.is_sqlite else "PostgreSQL answers")
@@ -225,7 +225,7 @@ def _redis(place: Place) -> Finding:
         place.redis.ping()
     except (redis.RedisError, OSError) as error:
         return warning(
-            f"it does not answer ({_first_line(error)}): jobs are taken all the same, and wait",
+            f"it does not answer ({first_line(error)}): jobs are taken all the same, and wait",
             "start it, or mend DARKROOM_REDIS_URL",
         )
     return ok("it answers")
@@ -329,7 +329,8 @@ def _open_files(place: Place) -> Finding:
     return ok(f"{limit} may be open" if limit != resource.RLIM_INFINITY else "as many as it likes")
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What the database itself said."""
     lines = str(getattr(error, "orig", None) or error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -364,7 +365,7 @@ def look(place: Place, guards: Iterable[Guard] = GUARDS) -> list[tuple[Guard, Fi
         try:
             finding = guard.look(place)
         except AWAY as error:
-            finding = warning(f"it could not be asked ({_first_line(error)})", "see the database's own line")
+            finding = warning(f"it could not be asked ({first_line(error)})", "see the database's own line")
         found.append((guard, finding))
     return found
 

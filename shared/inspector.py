@@ -22,7 +22,8 @@ from shared.picture import CONTENT_TYPES, MOST_BYTES, Facts, Unfit
 
 COMMAND = (sys.executable, "-m", "shared.picture")
 ROOT = Path(__file__).resolve().parent.parent  # where `-m shared.picture` is found
-START_SECONDS = 10.0
+START_SECONDS = 10.0  # for a child that takes another's place, while somebody waits for it
+LOAD_SECONDS = 30.0  # for the first ones: everything starts at once then, and a busy machine takes its time
 LONGEST_ANSWER = 4096  # bytes; an answer says why in one line
 
 
@@ -35,8 +36,8 @@ class _ChildGone(Exception):
 
 
 class _Child:
-    def __init__(self, command: Sequence[str]) -> None:
-        """Start one and wait until it is ready; raises InspectorAway."""
+    def __init__(self, command: Sequence[str], seconds: float) -> None:
+        """Start one and wait until it is ready, for so long; raises InspectorAway."""
         self.socket, theirs = socket.socketpair()
         try:
             with theirs:
@@ -46,7 +47,7 @@ class _Child:
             self.socket.close()
             raise InspectorAway(f"no process to judge pictures could be started: {error.strerror}") from error
         try:
-            self._receive(time.monotonic() + START_SECONDS)
+            self._receive(time.monotonic() + seconds)
         except (OSError, EOFError) as error:
             self.end()
             raise InspectorAway("the process that judges pictures did not become ready") from error
@@ -161,7 +162,7 @@ class Inspector:
             try:
                 for index in range(self._children):
                     taken.append(self._take())
-                    taken[index] = self._ready(taken[index])
+                    taken[index] = self._ready(taken[index], LOAD_SECONDS)
             finally:
                 for child in taken:
                     self._give_back(child)
@@ -231,11 +232,11 @@ class Inspector:
             raise InspectorAway("the inspector is closed")
         return child
 
-    def _ready(self, child: _Child | None) -> _Child:
+    def _ready(self, child: _Child | None, seconds: float = START_SECONDS) -> _Child:
         if child is not None and child.alive:
             return child
         self._end(child)
-        child = _Child(self._command)
+        child = _Child(self._command, seconds)
         with self._lock:  # close() sets the flag first and then takes the lock: one of us sees the other
             self._running.add(child)
             closed = self._closed

@@ -52,7 +52,8 @@ class Terms:
     """On what terms a worker claims.
 
     `attempt_seconds`: the longest that one attempt may take; no lease reaches beyond it. `prices`: what an image of
-    each model costs on this backend, in millionths of a dollar. `max_crashes`: how many workers may die over one job.
+    each model costs on this backend, in millionths of a dollar; jobs of other models are passed by. `max_crashes`: how
+    many workers may die over one job.
     """
 
     worker: str
@@ -155,13 +156,12 @@ def claim(
         "lease_seconds": terms.lease_seconds,
         "attempt_seconds": terms.attempt_seconds,
     }
+    wanted = {"of_backend": backend, "of_models": list(terms.prices)}
     suspects = {"by_worker": terms.worker, "max_crashes": terms.max_crashes}
     while len(claims) < limit:
         took_suspect = passed_by = False
         at_most = limit - len(claims) if compatible is None else LOOK_AHEAD
-        for job_id, is_suspect, input in tx.execute(
-            moves.NEXT, {"of_backend": backend, "at_most": at_most, **suspects}
-        ).all():
+        for job_id, is_suspect, input in tx.execute(moves.NEXT, {**wanted, "at_most": at_most, **suspects}).all():
             if len(claims) == limit:
                 break
             if is_suspect and took_suspect:

@@ -165,6 +165,8 @@ NEXT = (
     select(jobs.c.id, _SUSPECT.label("suspect"), jobs.c.input)
     .where(
         jobs.c.backend == bindparam("of_backend"),
+        # Of another model nobody here knows the price: the job is another version's, and must not stand in the way.
+        jobs.c.model.in_(bindparam("of_models", expanding=True)),
         CLAIMABLE,
         ~too_old(),
         or_(~_SUSPECT, _NO_SUSPECT_HERE),

@@ -24,6 +24,7 @@ from shared import catalogue, guards, logs, settings, tickets
 from shared.announcements import Announcer, Listener, client
 from shared.database import AWAY, Database
 from shared.image_store import open_image_store
+from shared.inspector import InspectorAway
 from shared.progress import ProgressTeller
 from shared.settings import Settings
 from shared.webhook_secrets import Vault
@@ -155,7 +156,7 @@ class Worker:
         for backend in self.backends:
             try:
                 backend.load()
-            except CannotLoad as error:
+            except (CannotLoad, InspectorAway) as error:
                 _refuse(error)
         self.leases.start()
         if self.listener is not None:
@@ -206,12 +207,15 @@ def _backend(name: str, wanted: Settings, slots: int) -> Backend:
             "DATAOORTS_API_KEY: must be set. Without a key, let the sandbox stand in for the vendor: `./dev up` does, "
             "and docker-compose.yml says how."
         )
-    return Dataoorts(
-        wanted.dataoorts_url,
-        str(wanted.dataoorts_api_key),
-        slots=slots,
-        deadline_seconds=wanted.call_seconds(Dataoorts.name),
-    )
+    try:
+        return Dataoorts(
+            wanted.dataoorts_url,
+            wanted.dataoorts_api_key,
+            slots=slots,
+            deadline_seconds=wanted.call_seconds(Dataoorts.name),
+        )
+    except ValueError as error:
+        _refuse(f"DATAOORTS_API_KEY: {error}")
 
 
 def _spool(folder: Path) -> Spool:
@@ -246,7 +250,19 @@ def _keep_to_it(**_: Any) -> None:
 
 @signals.worker_init.connect
 def _start(sender: Any, **_: Any) -> None:
-    """Before Celery takes the first ticket. An exception here would only be logged, so what is wrong exits."""
+    """Before Celery takes the first ticket.
+
+    An exception here it would only log, and go on as a worker that has no task and tells nobody: so whatever it is ends
+    the process, and whoever started it starts it again.
+    """
+    try:
+        _get_ready(sender)
+    except Exception:
+        log.exception("a fault while getting ready")
+        _refuse("it could not get ready; the log says where")
+
+
+def _get_ready(sender: Any) -> None:
     queues = set(sender.app.amqp.queues.consume_from)
     wanted = settings.load()
     logs.hide(wanted.secrets)

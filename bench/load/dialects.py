@@ -24,8 +24,8 @@ class Dialect:
     nested: bool  # whether the wishes stand in a field `input`
     waits: bool  # whether it knows `Prefer: wait`
 
-    def submit(self, prompt: str) -> bytes:
-        wish: dict[str, Any] = {"prompt": prompt, "width": SIDE, "height": SIDE}
+    def submit(self, prompt: str, **more: int) -> bytes:
+        wish: dict[str, Any] = {"prompt": prompt, "width": SIDE, "height": SIDE, **more}
         body = json.dumps({"input": wish} if self.nested else wish).encode()
         return request("POST", f"{self.prefix}/jobs", body, self.headers)
 

@@ -15,8 +15,13 @@ WATCHERS = 4
 PAUSES = (0.02, 0.06)
 
 
-async def batch(port: int, dialect: str, jobs: int, connections: int) -> dict[str, Any]:
-    """Submit so many jobs at once and see them all end. `seconds`: from the first submission to the last end."""
+async def batch(
+    port: int, dialect: str, jobs: int, connections: int, alike: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Submit so many jobs at once and see them all end. `seconds`: from the first submission to the last end.
+
+    `alike`: what each of them asks for; else each has a prompt of its own.
+    """
     spoken = DIALECTS[dialect]
     prompts = iter(range(jobs))
     submitted: asyncio.Queue[str] = asyncio.Queue()
@@ -25,7 +30,8 @@ async def batch(port: int, dialect: str, jobs: int, connections: int) -> dict[st
     async def submit() -> None:
         connection = await Connection.open(port)
         for number in prompts:
-            submitted.put_nowait(job_of(await connection.ask(spoken.submit(f"a red fox {number}")), 202)["id"])
+            wish = spoken.submit(**(alike or {"prompt": f"a red fox {number}"}))
+            submitted.put_nowait(job_of(await connection.ask(wish), 202)["id"])
         connection.close()
 
     async def watch() -> None:

@@ -1,5 +1,6 @@
 """Keys: who may ask."""
 
+import hmac
 import threading
 import time
 from pathlib import Path
@@ -44,6 +45,12 @@ def test_a_wrong_key_opens_nothing(stranger: Caller, services: Services) -> None
     stored = auth.hash_key(KEY, services.settings.secret_key)
     for key in (OTHER, KEY[:-1], KEY + "p", KEY[:11], KEY[:-1] + "q", KEY.upper(), stored, "dk_", "dk_\xff" + "x" * 40):
         assert get(stranger, f"Bearer {key}") == refused, key
+
+
+@on_sqlite
+def test_what_decides_of_a_key_takes_as_long_for_any_other(stranger: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hmac, "compare_digest", lambda *_: True)
+    assert get(stranger, f"Bearer {KEY[:-1]}q") == (200, None), "it was another comparison that refused it"
 
 
 @on_sqlite

@@ -2,7 +2,10 @@
 
 import re
 import shlex
+import shutil
+import subprocess
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +36,38 @@ WITHOUT_HEALTH_CHECK = {"migrate"}
 WORKERS = [name for name in PROCESSES if name.startswith("worker-")]
 #: A statement, with all its waiting for a lock.
 DATABASE_SECONDS = 23
+
+
+SECRETS = {"DARKROOM_SECRET_KEY": "0" * 32, "POSTGRES_PASSWORD": "0" * 32}
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="no docker-compose here (a package of Debian)")
+@pytest.mark.parametrize("missing", [None, *SECRETS])
+def test_compose_itself_takes_the_file_with_its_secrets_and_not_without(tmp_path: Path, missing: str | None) -> None:
+    """By its own schema. It needs no engine for that."""
+    shutil.copy(ROOT / "docker-compose.yml", tmp_path)  # away from a file .env, which it would read
+    given = {name: value for name, value in SECRETS.items() if name != missing}
+    done = subprocess.run(
+        ["docker-compose", "config", "-q"],
+        cwd=tmp_path,
+        env={"PATH": str(Path(str(shutil.which("docker-compose"))).parent), **given},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode == 0) == (missing is None), done.stderr
+    assert missing is None or "must be set" in done.stderr
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_whom_a_service_waits_for_is_there_and_what_it_mounts_or_joins_is_declared(name: str) -> None:
+    service = SERVICES[name]
+    assert set(service.get("depends_on", {})) <= set(SERVICES)
+    for other, how in service.get("depends_on", {}).items():
+        assert how["condition"] != "service_healthy" or "healthcheck" in SERVICES[other]
+    assert set(service["networks"]) <= set(COMPOSE["networks"])
+    named = {volume.split(":")[0] for volume in service.get("volumes", []) if re.match(r"\w", volume)}
+    assert named <= set(COMPOSE["volumes"])
 
 
 @pytest.mark.parametrize("name", PROCESSES)

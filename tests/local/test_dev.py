@@ -77,6 +77,105 @@ def test_without_python_it_says_what_to_install(tmp_path: Path) -> None:
     assert not (tmp_path / ".venv").exists()
 
 
+def program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!{shutil.which('bash')}\n{text}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """`./dev` alone, and `bin`: the few programs that it needs before it has a Python."""
+    at = tmp_path.resolve()
+    for name in ("dev", "requirements.lock", "requirements-dev.lock"):
+        shutil.copy(ROOT / name, at)
+    (at / "bin").mkdir()
+    for name in ("dirname", "cmp", "grep", "rm", "touch"):
+        (at / "bin" / name).symlink_to(str(shutil.which(name)))
+    return at
+
+
+@pytest.mark.parametrize("habit", ["up", "demo", "doctor", "drill", "bench"])
+def test_a_signal_to_it_reaches_what_it_starts(checkout: Path, habit: str) -> None:
+    """It becomes that program: a supervisor behind a shell would live on, and all its processes with it."""
+    venv = checkout / ".venv"
+    program(
+        venv / "bin" / "python",
+        '[ "$1" = -c ] && exit 0  # pip is there\n'
+        "trap 'echo ended by SIGTERM; exit 7' TERM\n"
+        'echo "$$ $*"\nfor _ in $(seq 600); do sleep 0.1; done',
+    )
+    (venv / "pyvenv.cfg").write_text(f"command = python -m venv {venv}\n")
+    for lock in ("requirements.lock", "requirements-dev.lock"):
+        shutil.copy(checkout / lock, venv)
+    started = subprocess.Popen(
+        [str(shutil.which("bash")), str(checkout / "dev"), habit],
+        env={"PATH": os.defpath},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert started.stdout is not None
+        pid, option, module = started.stdout.readline().split()[:3]
+        assert (int(pid), option) == (started.pid, "-m") and habit in module
+        started.terminate()
+        assert started.stdout.read() == "ended by SIGTERM\n" and started.wait(20) == 7
+    finally:
+        started.kill()
+        started.communicate()
+
+
+def python_without_venv(checkout: Path) -> None:
+    """A Python whose venv module an installation would bring, and that makes no venv all the same."""
+    program(
+        checkout / "bin" / "python3",
+        f'case "$*" in\n*ensurepip*) [ -e {checkout}/installed ] ;;\n*"-m venv"*) echo "makes $3" >&2; exit 9 ;;\n'
+        f'*) exec {sys.executable} "$@" ;;\nesac',
+    )
+
+
+def debian(checkout: Path, user: int, installs: bool = True) -> None:
+    program(checkout / "bin" / "id", f"echo {user}")
+    done = f": > {checkout}/installed" if installs else "exit 100"
+    program(checkout / "bin" / "apt-get", f'echo "apt-get $*" >> {checkout}/asked\n[ "$1" = update ] || {done}')
+
+
+VENV_PACKAGE = f"python3.{sys.version_info.minor}-venv"
+
+
+def test_root_on_debian_gets_a_missing_venv_module(checkout: Path) -> None:
+    python_without_venv(checkout)
+    debian(checkout, user=0)
+    done = dev("up", at=checkout, path=str(checkout / "bin"))
+    assert f"python3 has no venv module: installing {VENV_PACKAGE}" in done.stderr
+    asked = (checkout / "asked").read_text().splitlines()
+    assert asked == ["apt-get update -qq", f"apt-get install -y -qq --no-install-recommends {VENV_PACKAGE}"]
+    assert f"makes {checkout}/.venv" in done.stderr and done.returncode == 9
+
+
+def test_a_venv_module_that_can_not_be_installed_is_said(checkout: Path) -> None:
+    python_without_venv(checkout)
+    debian(checkout, user=0, installs=False)
+    refused = dev("up", at=checkout, path=str(checkout / "bin"))
+    assert refused.returncode == 1 and f"apt-get could not install {VENV_PACKAGE}" in refused.stderr
+
+
+def test_others_on_debian_are_told_what_to_type_for_a_missing_venv_module(checkout: Path) -> None:
+    python_without_venv(checkout)
+    debian(checkout, user=1000)
+    refused = dev("up", at=checkout, path=str(checkout / "bin"))
+    assert refused.returncode == 1 and f"    sudo apt-get install {VENV_PACKAGE}\n" in refused.stderr
+    assert not (checkout / "asked").exists() and not (checkout / ".venv").exists()
+
+
+def test_elsewhere_a_missing_venv_module_is_said(checkout: Path) -> None:
+    python_without_venv(checkout)
+    refused = dev("up", at=checkout, path=str(checkout / "bin"))
+    assert refused.returncode == 1
+    assert "no venv module. Install the package of your system that holds it" in refused.stderr
+
+
 def test_the_dev_lock_holds_every_pin_of_the_run_time_lock() -> None:
     """`./dev` counts on it: what is set up for the tests needs no second installation to run."""
     assert pins("requirements.lock").items() <= pins("requirements-dev.lock").items()

@@ -30,22 +30,48 @@ def test_tables_and_migrations_agree(database: Database) -> None:
         assert compare_metadata(context, metadata) == []
 
 
+def indexes(database: Database) -> dict[str, str]:
+    """Every index as its database spells it: columns, their order, and the condition of a partial one."""
+    if database.is_sqlite:
+        query = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
+    else:
+        query = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'"
+    with database.read() as connection:
+        return {name: " ".join(sql.split()) for name, sql in connection.execute(text(query))}
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_indexes_and_migrations_agree_in_their_conditions_too(
+    tmp_path: Path, request: pytest.FixtureRequest, kind: str
+) -> None:
+    """Alembic compares no condition, and what is not in its partial index no claim finds."""
+    created, migrated = empty(kind, tmp_path / "created.db", request), empty(kind, tmp_path / "migrated.db", request)
+    with created.write() as tx:
+        metadata.create_all(tx)
+    migrations.upgrade(migrated)
+    expected = indexes(created)
+    found = {name: sql for name, sql in indexes(migrated).items() if not name.startswith("alembic_version")}
+    assert found == expected and "status" in expected["ix_jobs_claim"].partition("WHERE")[2]
+    created.close()
+    migrated.close()
+
+
 def test_a_migrated_database_stands_at_the_newest_revision(database: Database) -> None:
     with database.read() as connection:
         assert migrations.current(connection) == migrations.newest()
 
 
-def empty(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Database:
-    """A database that was never migrated."""
+def empty(kind: str, path: Path, request: pytest.FixtureRequest) -> Database:
+    """A database that was never migrated. `path`: of its file, if it is one."""
     if kind == "sqlite":
-        return Database(f"sqlite:///{tmp_path / 'new.db'}")
+        return Database(f"sqlite:///{path}")
     server: PostgresServer = request.getfixturevalue("postgres")
     return Database(server.url(server.new_database()))
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_two_that_start_at_once_do_no_harm(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    database = empty(kind, tmp_path, request)
+    database = empty(kind, tmp_path / "new.db", request)
     url = database.url
     environ = settings.child_environ({"DARKROOM_DATABASE_URL": url, "DARKROOM_SECRET_KEY": "s" * 32})
     running = [
@@ -63,7 +89,7 @@ def test_who_begins_to_count_in_the_middle_counts_the_queue_right(
     tmp_path: Path, request: pytest.FixtureRequest, kind: str
 ) -> None:
     """Before the tallies there were jobs: some waiting, some not, some whose latest events have no number yet."""
-    database = empty(kind, tmp_path, request)
+    database = empty(kind, tmp_path / "new.db", request)
     with database.write() as tx:
         command.upgrade(migrations._config(tx), "0003")
     moves = {
@@ -162,3 +188,41 @@ def test_a_migration_that_never_gets_its_lock_changes_nothing_and_says_whose_it_
     assert "nothing was changed" in str(raised.value)
     with blocked.database.read() as connection:
         assert migrations.current(connection) == "0005"
+
+
+def migrate(database_url: str, **more: str) -> subprocess.Popen[str]:
+    environ = {"DARKROOM_DATABASE_URL": database_url, "DARKROOM_SECRET_KEY": "s" * 32, **more}
+    return subprocess.Popen(
+        [sys.executable, "-m", "migrations"], env=settings.child_environ(environ), stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nowhere/new.db", "file/new.db"], ids=["no folder", "no folder but a file"])
+def test_a_folder_that_is_not_there_is_said_in_a_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    process = migrate(f"sqlite:///{tmp_path / name}")
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert said.startswith("darkroom can't migrate the database: ") and len(said.splitlines()) == 1, said
+    assert str((tmp_path / name).parent) in said
+
+
+@pytest.mark.slow
+def test_a_database_that_is_away_is_waited_for() -> None:
+    server = PostgresServer()
+    process = migrate(server.tcp_url("postgres"))
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert "migrate migrations: waiting for the database: it does not answer" in line, line
+        server.start(tcp=True)
+        assert process.wait(60) == 0, process.stderr.read()
+        database = Database(server.url("postgres"))
+        with database.read() as connection:
+            assert migrations.current(connection) == migrations.newest()
+        database.close()
+    finally:
+        process.kill()
+        process.communicate()
+        server.close()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Row, select, update
 
-from shared import jobs, standing
+from shared import jobs, moves, standing
 from shared.database import Database, now
 from shared.errors import JobErrorCode
 from shared.jobs import Claim, JobError
@@ -108,6 +108,28 @@ def test_a_claim_looks_no_further_down_the_queue_than_it_says(
         submit(database, input={"width": size})
     with database.write() as tx:
         assert jobs.claim(tx, "dataoorts", TERMS, compatible=lambda input: input["width"] == 512) == []
+
+
+def test_a_claim_passes_by_jobs_of_a_model_that_its_worker_does_not_know(database: Database) -> None:
+    """The catalogue lost a model while its jobs waited, or the API is newer than this worker."""
+    unknown = submit(database, model="newer")
+    known = submit(database)
+    assert claim_one(database).job_id == known.id
+    with database.write() as tx:
+        assert jobs.claim(tx, "dataoorts", TERMS) == []
+    assert job_row(database, unknown.id).status == Status.queued
+    with database.write() as tx:
+        [claim] = jobs.claim(tx, "dataoorts", replace(TERMS, prices={"m": 8000, "newer": 9000}))
+    assert claim.job_id == unknown.id and attempt_row(database, unknown.id).price == 9000
+
+
+def test_a_job_of_a_model_that_no_worker_knows_expires(database: Database) -> None:
+    job = submit(database, model="removed")
+    with database.write() as tx:
+        assert jobs.claim(tx, "dataoorts", TERMS) == []
+        assert jobs.expire(tx, job.id) is None, "not yet"
+        tx.execute(update(table).where(table.c.id == job.id).values(queue_until=now(-1)))
+        assert jobs.expire(tx, job.id) == Status.expired
 
 
 def test_of_two_suspects_that_go_together_one_is_claimed(database: Database) -> None:
@@ -422,9 +444,9 @@ def test_a_claim_is_served_by_its_partial_index(database: Database) -> None:
     """Enough jobs that a plan without the index would be the worse one, then the plans themselves."""
     many(database, 500, status="succeeded", lease_until=None)
     many(database, 300)
-    claim = select(table.c.id).where(table.c.backend == "dataoorts", standing.CLAIMABLE)
-    claim = claim.order_by(table.c.rank, table.c.id).limit(1)
-    assert "ix_jobs_claim" in plan(database, claim)
+    given = {"of_backend": "dataoorts", "of_models": list(PRICES), "by_worker": "w", "max_crashes": 3, "at_most": 1}
+    claim = plan(database, moves.NEXT.params(given))
+    assert "ix_jobs_claim" in claim and "TEMP B-TREE" not in claim and "Sort" not in claim, claim
     lapsed = select(table.c.id).where(standing.is_status(Status.running), table.c.lease_until < now())
     assert "ix_jobs_lease_until" in plan(database, lapsed)
 

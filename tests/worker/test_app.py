@@ -1,5 +1,7 @@
 """The start of worker and sweep: what they refuse or wait for, as the operator sees it."""
 
+import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +9,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from shared import settings
+import worker.app
+from local import procfile
+from shared import logs, settings
 from shared.database import Database
 from tests.servers import free_port
 
@@ -107,3 +111,61 @@ def test_a_database_that_is_away_at_the_start_is_waited_for_and_a_signal_ends_th
         process.kill()
         process.wait()
         process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [("", "must be set. Without a key, let the sandbox stand in"), ("two words", "must be of visible ASCII")],
+    ids=["none", "one that no header can carry"],
+)
+def test_without_a_vendors_key_the_worker_refuses_to_start_and_says_so(
+    tmp_path: Path, sqlite_url: str, key: str, says: str
+) -> None:
+    done = subprocess.run(
+        PROCESSES["worker"],
+        env=environ_of(tmp_path, sqlite_url) | {"DATAOORTS_API_KEY": key},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1 and "darkroom worker can't start:\nDATAOORTS_API_KEY: " in done.stderr, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr and "two words" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_worker_whose_judges_never_become_ready_ends(tmp_path: Path, sqlite_url: str) -> None:
+    """Celery would only log it, and go on without a task: a worker that has no heartbeat, and does nothing."""
+    judge_dies = "if 'shared.picture' in sys.orig_argv:\n    os._exit(1)"
+    (tmp_path / "sitecustomize.py").write_text(f"import os, sys\n{judge_dies}\n")
+    lines = {command.name: command.line for command in procfile.read(ROOT / "Procfile")}
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"exec {lines['worker-dataoorts']}"],
+        env=environ_of(tmp_path, sqlite_url)
+        | {"PATH": f"{Path(sys.executable).parent}:{os.defpath}", "PYTHONPATH": str(tmp_path)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 1, done.stderr
+    says = "the process that judges pictures did not become ready"
+    assert f"darkroom worker can't start:\n{says}" in done.stderr
+
+
+def test_whatever_is_raised_while_a_worker_gets_ready_ends_it_and_is_told_without_its_words(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompt = "a red fox"
+
+    def fails(sender: object) -> None:
+        raise KeyError(prompt)
+
+    monkeypatch.setattr(worker.app, "_get_ready", fails)
+    with caplog.at_level(logging.ERROR), pytest.raises(SystemExit) as ended:
+        worker.app._start(None)
+    assert str(ended.value).startswith("darkroom worker can't start:\n")
+    lines = [logs.TextFormatter("worker").format(record) for record in caplog.records]
+    assert "in fails" in lines[0] and "KeyError" in lines[0] and "fox" not in lines[0] + str(ended.value)

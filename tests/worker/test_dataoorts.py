@@ -368,7 +368,7 @@ def test_whoever_is_never_done_is_cut_off_at_the_deadline(script: Script, connec
     started = time.monotonic()
     with StubVendor(script) as vendor:
         assert failure(ask(connect(vendor.url, deadline_seconds=0.25))) == (Kind.transient, Billed.unknown)
-        assert time.monotonic() - started > 0.2
+        assert 0.2 < time.monotonic() - started < 30  # a hundred deadlines, for a slow machine
 
 
 def test_a_kept_alive_connection_is_cut_off_too(connect: Connect) -> None:
@@ -561,6 +561,13 @@ def test_the_prompt_neither_appears_in_messages_and_logs_nor_decides_what_an_err
         outcome = ask(connect(vendor.url), Request("job_1", DEFAULT_MODEL, {**INPUT, "prompt": prompt}))
     assert failure(outcome) == (Kind.bad_output, Billed.no)
     assert "quota" not in caplog.text + str(outcome)
+
+
+def test_a_part_of_the_prompt_that_the_vendor_repeats_does_not_pass_for_a_wrong_key(connect: Connect) -> None:
+    body = json.dumps({"error": "Unsupported prompt: 'an invalid api key on a bl...'"}).encode()
+    with StubVendor(saying(answer(400, body))) as vendor:
+        request = Request("job_1", DEFAULT_MODEL, {**INPUT, "prompt": "an invalid api key on a blackboard"})
+        assert failure(ask(connect(vendor.url), request)) == (Kind.rejected, Billed.no)
 
 
 # The contract.

@@ -78,6 +78,13 @@ FAILURES = {
     "unsafe prompt": (400, cloudflare(3030, "AiError: 3030: Input prompt contains NSFW content"), Kind.unsafe, NO),
     "unsafe picture": (400, cloudflare(8007, "flagged"), Kind.unsafe, NO),
     "wrong key": (401, cloudflare(10000, "Authentication error"), Kind.auth_failed, NO),
+    "account blocked": (403, cloudflare(3023, "Service unavailable for account"), Kind.auth_failed, NO),
+    "200, account blocked": (200, cloudflare(3023, "Service unavailable for account"), Kind.auth_failed, NO),
+    "no such model for us, 5018": (403, cloudflare(5018, "The account is not allowed"), Kind.auth_failed, NO),
+    "200, no such model for us": (200, cloudflare(5018, "The account is not allowed"), Kind.auth_failed, NO),
+    "no such model for us, 3041": (400, cloudflare(3041, "The account is not allowed"), Kind.auth_failed, NO),
+    "terms not agreed to": (400, cloudflare(5016, "User has not agreed to terms"), Kind.auth_failed, NO),
+    "not in our plan": (400, as_json({"errors": ["5035: not in this plan"]}), Kind.auth_failed, NO),
     "timeout inside": (408, cloudflare(3007, "Timeout"), Kind.transient, UNKNOWN),
     "aborted inside": (408, cloudflare(3008, "Aborted"), Kind.transient, UNKNOWN),
     "code as a string": (400, as_json({"errors": [{"code": "3030", "message": "no"}]}), Kind.unsafe, NO),
@@ -100,6 +107,21 @@ FAILURES = {
         Kind.bad_output,
         NO,
     ),
+    "200, token": (200, as_json({"error": "Invalid token."}), Kind.auth_failed, NO),
+    "200, forbidden": (200, as_json({"error": {"message": "403: Forbidden", "type": "E"}}), Kind.auth_failed, NO),
+    # What is said of a prompt is not said of a key.
+    "400, key": (400, as_json({"error": "Invalid API key"}), Kind.auth_failed, NO),
+    "400, access token": (
+        400,
+        as_json({"error": "The access token is missing: invalid access token"}),
+        Kind.auth_failed,
+        NO,
+    ),
+    "400, forbidden words": (400, as_json({"error": "Prompt contains forbidden words"}), Kind.rejected, NO),
+    "400, forbidden": (400, as_json({"error": "Forbidden"}), Kind.rejected, NO),
+    "400, tokens": (400, as_json({"error": "Prompt holds invalid tokens"}), Kind.rejected, NO),
+    "200, forbidden words": (200, as_json({"error": "Prompt contains forbidden words"}), Kind.bad_output, NO),
+    "200, tokens": (200, as_json({"error": "Prompt holds invalid tokens"}), Kind.bad_output, NO),
     # 2xx without an error and without a picture: nobody says that it was free.
     "empty": (200, b"", Kind.bad_output, UNKNOWN),
     "blanks": (200, b" \n", Kind.bad_output, UNKNOWN),
@@ -162,6 +184,36 @@ def test_every_other_answer_is_a_failure_with_its_kind_and_bill(
 ) -> None:
     failure = failure_of(status, body)
     assert (failure.kind, failure.billed) == (kind, billed)
+
+
+PROMPT = "an invalid api key on a billboard, unauthorized, out of credits, the daily quota, too many requests"
+
+QUOTING = {
+    "a part": (400, "Unsupported prompt: 'an invalid api key on a bl...'", Kind.rejected),
+    "a part that ends within a word": (400, "Unsupported prompt: '... unauthorized, out of cred'", Kind.rejected),
+    "in other letters": (400, "Bad prompt: AN INVALID API KEY", Kind.rejected),
+    "a quota": (400, "Unsupported prompt: 'daily quota, too ma'", Kind.rejected),
+    "a rate limit, 200": (200, "Bad input: '... too many requests'", Kind.rejected),
+    "a key, 200": (200, "Bad input: 'an invalid api key'", Kind.rejected),
+    # Whom its own words accuse all the same.
+    "401": (401, "invalid api key", Kind.auth_failed),
+    "429": (429, "too many requests", Kind.rate_limited),
+    "other words": (400, "Incorrect credentials", Kind.auth_failed),
+    "content": (400, "'unauthorized' was flagged", Kind.unsafe),
+}
+
+
+@pytest.mark.parametrize(("status", "said", "kind"), QUOTING.values(), ids=QUOTING.keys())
+def test_no_word_of_a_prompt_makes_an_error_everybodys(status: int, said: str, kind: Kind) -> None:
+    with pytest.raises(Failure) as caught:
+        judge_answer(status, {}, as_json({"error": said}), texts=[PROMPT])
+    assert caught.value.kind == kind
+
+
+def test_what_says_of_a_job_that_it_is_unsafe_may_say_so_in_the_prompts_words() -> None:
+    with pytest.raises(Failure) as caught:
+        judge_answer(400, {}, as_json({"error": "NSFW content detected"}), texts=["nsfw content"])
+    assert caught.value.kind == Kind.unsafe
 
 
 def test_json_of_millions_of_values_is_not_unpacked() -> None:

@@ -177,7 +177,7 @@ class Dataoorts:
 
         status, headers, body = self._ask(content, call)
         try:
-            data = judge_answer(status, headers, body, redact)
+            data = judge_answer(status, headers, body, redact, texts)
         except Failure as failure:
             told, words = (
                 without_words_of(texts, one_line(redact(said))) for said in (failure.message, vendor_words(body))

@@ -7,13 +7,14 @@ Success is told by the content alone: the labels of this vendor's kind are known
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from shared.picture import image_format
 from worker.backends.base import Billed, Failure, Kind
 from worker.backends.json_answers import decode_base64, read_json
+from worker.backends.redaction import without_words_of
 from worker.retry_after import retry_after_seconds
 
 
@@ -43,6 +44,8 @@ _OK = range(200, 300)
 _ANY_4XX = range(400, 500)
 _ANY_5XX = range(500, 600)
 
+_MISSED = r"(invalid|wrong|missing|expired|revoked|incorrect)"
+
 #: The table: the first line that fits holds. Codes stand before words, words before bare statuses. Words are believed
 #: only beside a status that goes with them: an error text may quote the prompt, and a prompt may say anything.
 RULES: tuple[Rule, ...] = (
@@ -54,6 +57,8 @@ RULES: tuple[Rule, ...] = (
     Rule(Kind.transient, Billed.no, codes=_numbers(3040)),
     Rule(Kind.transient, Billed.unknown, codes=_numbers(3007, 3008)),  # it timed out in there, perhaps while drawing
     Rule(Kind.auth_failed, Billed.no, codes=_numbers(10000)),
+    # The account is blocked, or may not have this model, or has not agreed to its terms, or its plan lacks it.
+    Rule(Kind.auth_failed, Billed.no, codes=_numbers(3023, 3041, 5016, 5018, 5035)),
     Rule(Kind.rejected, Billed.no, codes=_numbers(5004, 5006, 5007, 3006)),
     # Words, for errors without a known code.
     Rule(
@@ -69,12 +74,19 @@ RULES: tuple[Rule, ...] = (
         words=r"daily free allocation|insufficient (credit|balance|fund)|out of credits|quota|payment required",
     ),
     Rule(Kind.rate_limited, Billed.no, statuses=_numbers(_OK, 403, 503), words=r"rate.?limit|too many requests"),
+    # A bare `forbidden` or `token` may be the prompt's: "forbidden words", "too many tokens".
     Rule(
         Kind.auth_failed,
         Billed.no,
         statuses=_numbers(_OK, 400),
-        words=r"(invalid|wrong|missing|expired|revoked|incorrect).{0,20}(api.?key|token|credential)|unauthori[sz]ed"
-        r"|authenticat|forbidden",
+        words=_MISSED + r".{0,20}(api.?key|(api|access|auth|bearer).?token|credential)|unauthori[sz]ed|authenticat",
+    ),
+    # With 200 no status speaks for it: there, a whole sentence that says no more is believed.
+    Rule(
+        Kind.auth_failed,
+        Billed.no,
+        statuses=_numbers(_OK),
+        words=rf"(^|[:;] )(forbidden|{_MISSED} token)\W*($|;)",
     ),
     Rule(
         Kind.rejected, Billed.no, statuses=_numbers(_OK), words=r"bad input|invalid (input|request|param)|must be [<>]"
@@ -109,16 +121,22 @@ _SENTENCES = {
     Kind.quota_exhausted: "the vendor account's quota is used up",
     Kind.auth_failed: "the vendor refused our credentials or is not at this address",
 }
-#: Of the other kinds the vendor's words may tell about the operator's account: they go to the log alone.
-_WORDS_ARE_FOR_THE_CLIENT = frozenset({Kind.rejected, Kind.unsafe})
+#: Of the other kinds the vendor's words may tell about the operator's account: they go to the log alone. They are about
+#: everybody's jobs, so no word that stands in the prompt may lead to one of them.
+_ABOUT_THE_JOB = frozenset({Kind.rejected, Kind.unsafe})
 
 
 def judge_answer(
-    status: int, headers: Mapping[str, str], body: bytes, redact: Callable[[str], str] = lambda text: text
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    redact: Callable[[str], str] = lambda text: text,
+    texts: Iterable[str] = (),
 ) -> bytes:
     """The picture's bytes, not looked at any closer; or Failure.
 
-    `redact` takes out of the vendor's words what must not be repeated, before they are used or cut to length.
+    `redact` takes out of the vendor's words what must not be repeated, before they are used or cut to length. `texts`
+    are the client's own: an answer may quote a part of them.
     """
     lowered = {name.lower(): value for name, value in headers.items()}
     if status in _OK and image_format(body):
@@ -133,9 +151,12 @@ def judge_answer(
     if status in _OK and not codes and not words:
         raise _no_picture(status, lowered, body, content)
     counted = _status_that_counts(status, codes, content)
-    rule = next(rule for rule in RULES if rule.fits(counted, codes, words))
+    not_quoted = without_words_of(texts, words)
+    rule = next(
+        rule for rule in RULES if rule.fits(counted, codes, words if rule.kind in _ABOUT_THE_JOB else not_quoted)
+    )
     message = f"{_SENTENCES[rule.kind]} (HTTP {status}{''.join(f', code {code}' for code in sorted(codes))})"
-    if rule.kind in _WORDS_ARE_FOR_THE_CLIENT and words:
+    if rule.kind in _ABOUT_THE_JOB and words:
         message += f": {words}"
     raise Failure(rule.kind, rule.billed, message, retry_after_seconds(lowered))
 

@@ -37,9 +37,13 @@ def _spellings(secret: str) -> set[str]:
 
 
 def without_words_of(texts: Iterable[str], said: str) -> str:
-    """What was said, without any word of these texts: whoever repeats a prompt may repeat a part of it. For logs."""
+    """What was said, without any word of these texts: whoever repeats a prompt may repeat a part of it.
+
+    A word that one of theirs begins with goes too: the part may end within a word. Words of up to three letters stay.
+    """
     words = {word.lower() for text in texts for word in re.findall(r"\w{4,}", text)}
-    return re.sub(r"\w{4,}", lambda word: "[prompt]" if word[0].lower() in words else word[0], said)
+    begun = {word[:length] for word in words for length in range(4, len(word) + 1)}
+    return re.sub(r"\w{4,}", lambda word: "[prompt]" if word[0].lower() in begun else word[0], said)
 
 
 class RedactingFilter(logging.Filter):
