@@ -294,6 +294,8 @@ def test_every_code_of_a_refusal_is_in_the_table() -> None:
         "internal",
         "unavailable",
         "not_judged",
+        "no_room",
+        "too_slow",
         "too_many_streams",
         "queue_full",
         "unreadable_secret",
