@@ -4,6 +4,7 @@ heads as there are threads, from anybody, would be the end of the service.
 What is answered has no limit here: waits and streams are as long as they are.
 """
 
+import select
 import socket
 import time
 from typing import Any
@@ -19,6 +20,10 @@ HEAD_SECONDS = 20.0
 #: For a body; and a second more for so many bytes of it as came: the largest one, over a slow line, takes minutes.
 BODY_SECONDS = 60.0
 SLOWEST = 100_000
+#: So long a thread that has answered waits for the next request of the same client, before the connection goes back to
+#: the one thread that watches them all: that way and back costs more than most answers, and a client that asks again
+#: at once need not wait for it.
+LINGER_SECONDS = 0.01
 
 
 class TimelyReader(SocketUnreader):  # type: ignore[misc]  # gunicorn comes without types
@@ -67,6 +72,17 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     """gunicorn's threads, which nobody holds up by sending slowly. TLS is the proxy's business, not covered here."""
 
     def handle(self, connection: Any) -> Any:
-        if connection.parser is None and not self.cfg.is_ssl:
+        if self.cfg.is_ssl:
+            return super().handle(connection)
+        if connection.parser is None:
             connection.parser = TimelyParser(self.cfg, connection.sock, connection.client)
-        return super().handle(connection)
+        kept = super().handle(connection)
+        while kept is True and self.alive and _sends_more(connection.sock):
+            kept = super().handle(connection)
+        return kept
+
+
+def _sends_more(client: socket.socket) -> bool:
+    soon = select.poll()
+    soon.register(client, select.POLLIN)
+    return bool(soon.poll(LINGER_SECONDS * 1000))

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -16,6 +17,31 @@ from tests.api.people import KEY
 from tests.api.test_gunicorn import HEADERS, PATIENCE, gunicorn
 from tests.servers import free_port
 from tests.service import eventually
+
+
+@pytest.mark.parametrize(
+    ("sent", "alive", "requests"),
+    [(2, True, 3), (0, True, 1), (2, False, 1)],
+    ids=["more comes at once", "nothing comes", "it is to stop"],
+)
+def test_the_next_request_of_a_client_who_asks_at_once_is_answered_by_the_same_thread(
+    sent: int, alive: bool, requests: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = []
+
+    def answer(_worker: object, connection: SimpleNamespace) -> bool:
+        answered.append(connection.sock.recv(1, socket.MSG_DONTWAIT) if answered else b"")
+        return True  # the connection may be used again
+
+    monkeypatch.setattr(server.ThreadWorker, "handle", answer)
+    worker = object.__new__(server.Worker)
+    worker.cfg, worker.alive = SimpleNamespace(is_ssl=False), alive
+    client, ours = socket.socketpair()
+    with client, ours:
+        client.sendall(b"x" * sent)
+        assert worker.handle(SimpleNamespace(parser="made before", sock=ours)) is True
+    assert len(answered) == requests
+
 
 HEAD = b"POST /v1/jobs HTTP/1.1\r\nHost: darkroom\r\nAuthorization: Bearer %b\r\nContent-Type: application/json\r\n"
 THREADS = 3
