@@ -10,7 +10,7 @@ from sqlalchemy import Row
 from api.breaker_watch import BreakerWatch
 from api.job_object import FARTHEST_POSITION
 from shared import routing
-from shared.database import Database
+from shared.database import AWAY, Database
 from shared.load import Present, present
 from shared.routing import AUTO
 from shared.standing import TERMINAL
@@ -32,11 +32,15 @@ class Forecast:
         self._known: dict[str, tuple[float, Present]] = {backend: (0.0, Present(0, None)) for backend in backends}
 
     def retry_after(self, row: Row[Any], position: int | None) -> dict[str, str]:
-        """The header Retry-After of an unfinished job, none of an ended one."""
+        """The header Retry-After of an unfinished job, none of an ended one. It does not raise AWAY."""
         if row.status in TERMINAL:
             return {}
         self._watch.ask()
-        known = self._look_up(row.backend)
+        try:
+            known = self._look_up(row.backend)
+        except AWAY:
+            # The job of a submission is made by now: that nobody knows when to ask for it must not hide it.
+            _, known = self._known.get(row.backend, (0.0, Present(0, None)))
         seconds = known.seconds or SOONEST
         if row.status == Status.running:
             # Somewhere in the middle of it.

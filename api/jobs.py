@@ -22,6 +22,7 @@ from api.waiting import preferred_wait
 from shared import jobs as life
 from shared import logs
 from shared.catalogue import MODELS
+from shared.database import AWAY
 from shared.job_object import Job
 from shared.standing import TERMINAL
 
@@ -163,12 +164,20 @@ def _retry(tx: Connection, services: Services, job_id: str) -> life.Made:
 
 @dataclass(frozen=True)
 class _Found:
-    """The job that a request led to. `new`: its row, if it was made now."""
+    """The job that a request led to. `row`: as it was read in the transaction that made or found it, if one did."""
 
     job_id: str
-    new: Row[Any] | None
+    row: Row[Any] | None
+    is_new: bool = False
     is_replay: bool = False
     was_there: bool = False
+
+    def seen(self, services: Services) -> "_Seen | None":
+        """What there is to say of it without another look."""
+        if self.row is None:
+            return None
+        again = services.forecast.retry_after(self.row, 1)
+        return _Seen(self.row, 0 if self.is_new else self.row.cost, None, {"Vary": "Prefer"} | again)
 
 
 def _submit(services: Services, body: RootModel[Any]) -> _Found:
@@ -189,18 +198,20 @@ def _once(services: Services, key: idempotency.Key | None, make: Callable[[Conne
         made = make(tx) if first is None else None
         if made is not None and key is not None:
             idempotency.keep(tx, key, made.job.id)
-    if made is None:
-        assert first is not None
-        return _Found(first, None, is_replay=True)
-    if made.is_new:
-        services.bell.ring(made.job.backend)
-    return _Found(made.job.id, made.job if made.is_new else None, was_there=not made.is_new)
+        if made is None:
+            assert first is not None
+            # Read now: the database may be away after the commit, and who asked must learn which job he has.
+            return _Found(first, read_job(tx, first), is_replay=True)
+        if not made.is_new:
+            return _Found(made.job.id, read_job(tx, made.job.id), was_there=True)
+    services.bell.ring(made.job.backend)
+    return _Found(made.job.id, made.job, is_new=True)
 
 
 def _answer(services: Services, found: _Found) -> Response:
     """Wait for the job, if that is wanted, and show it."""
     logs.note(job_id=found.job_id)
-    seen = _look(services, found.job_id, lambda row: row.status in TERMINAL, found.new)
+    seen = _look(services, found.job_id, lambda row: row.status in TERMINAL, found)
     row = seen.row
     job = show(row, seen.cost, seen.position, services.settings, services.progress.of(row))
     headers = {"Location": job.urls.self} | seen.headers
@@ -224,11 +235,12 @@ class _Seen:
     headers: dict[str, str]
 
 
-def _look(services: Services, job_id: str, enough: Callable[[Row[Any]], bool], new: Row[Any] | None = None) -> _Seen:
+def _look(services: Services, job_id: str, enough: Callable[[Row[Any]], bool], found: _Found | None = None) -> _Seen:
     """Read a job; if the client prefers to wait, until it is `enough`.
 
-    A `new` one was read when it was made. Its place in the queue is left to the first who asks: counting it would be
-    the dearest part of a submission.
+    One that is new was read when it was made. Its place in the queue is left to the first who asks: counting it would
+    be the dearest part of a submission. While the database is away, what is known of one that was `found` is the
+    answer: with a 503 nobody would know that he has a job, and who sent no key would buy another one.
     """
 
     def read() -> _Seen:
@@ -242,11 +254,17 @@ def _look(services: Services, job_id: str, enough: Callable[[Row[Any]], bool], n
         return _Seen(row, row.cost, position, {"Vary": "Prefer"} | again)
 
     seconds = preferred_wait(request.headers.get("Prefer"))
+    known = None if found is None else found.seen(services)
     if seconds is None:
-        if new is None:
+        if known is not None and found is not None and found.is_new:
+            return known
+        try:
             return read()
-        return _Seen(new, 0, None, {"Vary": "Prefer"} | services.forecast.retry_after(new, 1))
-    seen, had_a_place = services.waiting.until(job_id, seconds, read, lambda seen: enough(seen.row))
+        except AWAY:
+            if known is None:
+                raise
+            return known
+    seen, had_a_place = services.waiting.until(job_id, seconds, read, lambda seen: enough(seen.row), known=known)
     if had_a_place:
         seen.headers["Preference-Applied"] = f"wait={seconds}"
     return seen

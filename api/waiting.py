@@ -143,17 +143,35 @@ class Waiting:
         self._started = False
         self._closed = False
 
-    def until(self, job_id: str, seconds: float, read: Callable[[], T], enough: Callable[[T], bool]) -> tuple[T, bool]:
-        """Read until it is enough, or the time is over. Returns what was read last, and whether there was a place."""
+    def until(
+        self,
+        job_id: str,
+        seconds: float,
+        read: Callable[[], T],
+        enough: Callable[[T], bool],
+        *,
+        known: T | None = None,
+    ) -> tuple[T, bool]:
+        """Read until it is enough, or the time is over. Returns what was read last, and whether there was a place.
+
+        `known`: what was read before. While the database is away, what is known is all there is to say, and the wait
+        ends; who knows nothing yet raises AWAY.
+        """
         with self._place(job_id) as place:
-            found = read()
-            if place is None:
-                return found, False
+            found = known
             deadline = time.monotonic() + seconds
-            while not enough(found) and not place.is_over and (left := deadline - time.monotonic()) > 0:
-                place.wait(left)
+            try:
                 found = read()
-            return found, True
+                while place is not None and not enough(found) and not place.is_over:
+                    if (left := deadline - time.monotonic()) <= 0:
+                        break
+                    place.wait(left)
+                    found = read()
+            except AWAY as error:
+                if found is None:
+                    raise
+                log.warning("a wait was cut short (%s)", type(error).__name__)
+            return found, place is not None
 
     def stream(self, subject: str, connection: socket.socket | None) -> Place | None:
         """A place for a stream, to be left by `leave()`; None if none is free."""

@@ -287,7 +287,7 @@ def test_what_happens_between_a_look_and_the_wait_is_not_missed(
     url = submit()["urls"]["self"]
     until: Callable[..., Any] = Waiting.until
 
-    def ends_after_a_look(self: Waiting, job_id: str, seconds: float, read: Any, enough: Any) -> Any:
+    def ends_after_a_look(self: Waiting, job_id: str, seconds: float, read: Any, enough: Any, **rest: Any) -> Any:
         looks = 0
 
         def look() -> Any:
@@ -300,7 +300,7 @@ def test_what_happens_between_a_look_and_the_wait_is_not_missed(
                 self.wake(job_id)  # a hint of nothing: it looks again
             return found
 
-        return until(self, job_id, seconds, look, enough)
+        return until(self, job_id, seconds, look, enough, **rest)
 
     monkeypatch.setattr(Waiting, "until", ends_after_a_look)
     assert Asking(app, "GET", url, headers=WAIT).answer().json["status"] == "succeeded"

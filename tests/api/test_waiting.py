@@ -218,6 +218,21 @@ def test_a_wait_ends_with_its_time() -> None:
     assert (found, waited) == ("running", True)
 
 
+def test_when_the_database_goes_away_a_wait_ends_with_what_was_read_last() -> None:
+    places, answers = waiting(), ["running"]
+
+    def read() -> str:
+        places.wake("job_a")  # the next look comes at once
+        if answers:
+            return answers.pop()
+        raise OperationalError("SELECT", None, Exception("it is away"))
+
+    assert places.until("job_a", 60, read, lambda found: False, known="queued") == ("running", True)
+    assert places.until("job_a", 60, read, lambda found: False, known="queued") == ("queued", True)
+    with pytest.raises(OperationalError):
+        places.until("job_a", 60, read, lambda found: False)
+
+
 def test_when_no_place_is_free_the_answer_comes_at_once() -> None:
     places = waiting(places=1)
     inside, leave = threading.Event(), threading.Event()
