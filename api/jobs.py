@@ -11,6 +11,7 @@ from pydantic import RootModel
 from sqlalchemy import Connection, Row
 
 from api import altering, idempotency, strict
+from api.connection import connection_of_request
 from api.errors import Refused, invalid_field, not_found
 from api.job_object import queue_position, read_job, show
 from api.openapi import KEY, answers
@@ -264,7 +265,9 @@ def _look(services: Services, job_id: str, enough: Callable[[Row[Any]], bool], f
             if known is None:
                 raise
             return known
-    seen, had_a_place = services.waiting.until(job_id, seconds, read, lambda seen: enough(seen.row), known=known)
+    seen, had_a_place = services.waiting.until(
+        job_id, seconds, read, lambda seen: enough(seen.row), connection=connection_of_request(), known=known
+    )
     if had_a_place:
         seen.headers["Preference-Applied"] = f"wait={seconds}"
     return seen

@@ -150,14 +150,16 @@ class Waiting:
         read: Callable[[], T],
         enough: Callable[[T], bool],
         *,
+        connection: socket.socket | None = None,
         known: T | None = None,
     ) -> tuple[T, bool]:
         """Read until it is enough, or the time is over. Returns what was read last, and whether there was a place.
 
+        `connection`: that of the client, who waits no more when he has hung up: his place is another's.
         `known`: what was read before. While the database is away, what is known is all there is to say, and the wait
         ends; who knows nothing yet raises AWAY.
         """
-        with self._place(job_id) as place:
+        with self._place(job_id, connection) as place:
             found = known
             deadline = time.monotonic() + seconds
             try:
@@ -200,8 +202,8 @@ class Waiting:
             self._look_out.join()
 
     @contextmanager
-    def _place(self, job_id: str) -> Iterator[Place | None]:
-        place = self._take(job_id, self._free, None)
+    def _place(self, job_id: str, connection: socket.socket | None) -> Iterator[Place | None]:
+        place = self._take(job_id, self._free, connection)
         try:
             yield place
         finally:

@@ -19,8 +19,9 @@ from sqlalchemy import Row
 
 from api import idempotency
 from api.compat import repeats
-from api.compat.delivery import Delivery, connection_of_request, has_hung_up
+from api.compat.delivery import Delivery
 from api.compat.shapes import Call, Result, VendorError, VendorPicture, VendorProblem, call_body
+from api.connection import connection_of_request
 from api.errors import Refused
 from api.job_object import queue_position, read_job
 from api.openapi import KEY, answers
@@ -136,13 +137,10 @@ def _wait(services: Services, job_id: str) -> Row[Any]:
         assert row is not None  # rows of jobs stay
         return row
 
-    connection = connection_of_request()
-
     def enough(row: Row[Any]) -> bool:
-        # Whoever has hung up waits no more: his place is another's.
-        return row.status in TERMINAL or has_hung_up(connection)
+        return row.status in TERMINAL
 
-    row, _ = services.waiting.until(job_id, LONGEST_WAIT, read, enough)
+    row, _ = services.waiting.until(job_id, LONGEST_WAIT, read, enough, connection=connection_of_request())
     return row
 
 

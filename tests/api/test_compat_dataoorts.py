@@ -25,6 +25,7 @@ from shared.database import now
 from shared.errors import JobErrorCode
 from shared.tables import idempotency_keys, jobs
 from tests.api.people import KEY, PICTURE, Caller, Worker, client_with, on_sqlite
+from tests.service import eventually
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 FLUX = "black-forest-labs/flux-1-schnell"
@@ -327,10 +328,10 @@ def test_who_has_hung_up_waits_no_more_and_the_job_goes_on(api: Caller, hands: H
     ours, theirs = socket.socketpair()
     with ours, theirs, ThreadPoolExecutor() as pool:
         first = pool.submit(call, api, environ={"gunicorn.socket": ours})
-        while not count(services):
-            time.sleep(0.01)
+        looked = services.waiting._seen  # by the look-out: the job was read before, and the wait goes on
+        eventually("the wait has begun", lambda: bool(looked), 20)
         theirs.close()
-        assert first.result(10).status_code == 503  # which nobody reads
+        assert first.result(50).status_code == 503  # which nobody reads
     hands.start()
     again = call(api)
     assert again.status_code == 200 and again.data == picture_of(first.result()) and count(services) == 1

@@ -1,5 +1,6 @@
 """`Prefer: wait=N`: on POST /v1/jobs, on GET /v1/jobs/{id} and on a retry."""
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -248,6 +249,27 @@ def test_a_job_that_is_not_there_is_not_waited_for_and_no_place_is_lost(services
         assert api.get("/v1/jobs/job_" + "0" * 32, headers=WAIT).status_code == 404
     job = api.post("/v1/jobs", json=BODY, headers={"Prefer": "wait=0"})
     assert job.status_code == 202 and job.headers["Preference-Applied"] == "wait=0"
+
+
+@on_sqlite
+@pytest.mark.parametrize("method", ["GET", "POST", "retry"])
+def test_who_hangs_up_gives_his_place_back(
+    app: OpenAPI, services: Services, api: Caller, submit: Submit, method: str
+) -> None:
+    job = submit()
+    url, request = job["urls"]["self"], {"GET": "GET"}.get(method, "POST")
+    if method == "retry":
+        api.post(job["urls"]["cancel"])
+    where = {"GET": url, "POST": "/v1/jobs", "retry": f"{url}/retry"}[method]
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        given: dict[str, Any] = {"json": BODY} if method == "POST" else {}
+        over = {"gunicorn.socket": ours}
+        asking = Asking(app, request, where, headers=WAIT, environ_overrides=over, **given)
+        eventually("the look-out has seen its job", lambda: bool(services.waiting._seen), 20)
+        theirs.close()
+        assert asking.answer().json["status"] == "queued"  # which nobody reads
+    has_waiters(services, 0)
 
 
 @on_sqlite

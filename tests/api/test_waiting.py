@@ -14,6 +14,7 @@ from shared.announcements import Listener
 from shared.database import Database, now
 from shared.tables import projects
 from tests import lives
+from tests.service import eventually
 from worker.feed import Feed
 
 
@@ -185,6 +186,27 @@ def test_a_stream_whose_client_has_hung_up_is_over(standing_now: Standing) -> No
         states = [neighbour.is_over]
         places.close()
         assert neighbour.wait(20) and [*states, neighbour.is_over] == [False, True]
+    places.join()
+
+
+def test_a_wait_whose_client_hangs_up_after_a_look_gives_its_place_back(standing_now: Standing) -> None:
+    """And the next look-out sees it: nothing else wakes the wait, whose job stands still."""
+    places = Waiting(SilentListener, standing_now, 1, 2)
+    ours, theirs = socket.socketpair()
+    reads = threading.Event()
+    with ours, theirs:
+        thread = threading.Thread(
+            target=places.until, args=("job_a", 60, reads.set, bool), kwargs={"connection": ours}, daemon=True
+        )
+        thread.start()
+        assert reads.wait(20)
+        eventually("it has been looked at, and stands still", lambda: len(standing_now.asked) > 3, 20)
+        assert thread.is_alive()
+        theirs.close()
+        thread.join(20)
+        assert not thread.is_alive()
+    assert places.until("job_b", 0, lambda: "queued", lambda found: False) == ("queued", True)
+    places.close()
     places.join()
 
 
