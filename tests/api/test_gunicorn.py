@@ -1,5 +1,6 @@
 """The API as it is started: gunicorn, its configuration, a real socket."""
 
+import json
 import os
 import signal
 import socket
@@ -8,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import pytest
 import requests
@@ -132,6 +134,49 @@ def test_waits_end_with_an_answer_when_it_is_told_to_stop(
     assert len(answers) == len(threads)
     assert {(answer.status_code, answer.json()["status"]) for answer in answers} == {(200, "queued")}
     assert process.wait(30) == 0 and "Traceback" not in process.communicate()[1]
+
+
+def sent_raw(port: int, data: bytes) -> tuple[int, dict[str, str], Any]:
+    """What the server says to these bytes before it closes the connection: status, headers, JSON."""
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+        client.sendall(data)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    return int(status.split()[1]), headers, json.loads(body)
+
+
+def in_chunks(path: str, body: bytes) -> bytes:
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: darkroom\r\nAuthorization: Bearer {KEY}\r\n"
+        "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    ).encode() + body
+
+
+def test_chunks_that_are_none_are_malformed_and_end_the_connection(
+    server: tuple[subprocess.Popen[str], int],
+) -> None:
+    process, port = server
+    url = f"http://127.0.0.1:{port}/v1/jobs"
+    job = requests.post(url, json={"input": {"prompt": "a cat"}}, headers=HEADERS, timeout=PATIENCE).json()
+    for path in ("/v1/jobs", f"/v1/jobs/{job['id']}/cancel", "/api/v1"):
+        for chunks in (
+            b"zz\r\n{}\r\n0\r\n\r\n",
+            b"-5\r\n{}\r\n0\r\n\r\n",
+            b"2\r\n{}XX0\r\n\r\n",
+            b"2;=\r\n{}\r\n0\r\n\r\n",
+        ):
+            status, headers, body = sent_raw(port, in_chunks(path, chunks))
+            assert status == 400 and headers["x-request-id"], (path, chunks)
+            if path == "/api/v1":
+                assert body["success"] is False and body["errors"][0]["code"] == 5006
+            else:
+                assert body["code"] == "malformed" and "not framed" in body["detail"]
+    listed = requests.get(url, headers=HEADERS, timeout=PATIENCE).json()["data"]
+    assert [(each["id"], each["status"]) for each in listed] == [(job["id"], "queued")]
+    process.send_signal(signal.SIGTERM)
+    assert "Traceback" not in process.communicate(timeout=60)[1]
 
 
 def test_a_list_may_be_asked_for_by_as_much_metadata_as_a_job_may_have(
