@@ -152,14 +152,15 @@ class Waiting:
         *,
         connection: socket.socket | None = None,
         known: T | None = None,
+        reserved: bool = False,
     ) -> tuple[T, bool]:
         """Read until it is enough, or the time is over. Returns what was read last, and whether there was a place.
 
         `connection`: that of the client, who waits no more when he has hung up: his place is another's.
         `known`: what was read before. While the database is away, what is known is all there is to say, and the wait
-        ends; who knows nothing yet raises AWAY.
+        ends; who knows nothing yet raises AWAY. `reserved`: the caller has a place, by `reserve()`.
         """
-        with self._place(job_id, connection) as place:
+        with self._place(job_id, connection, None if reserved else self._free) as place:
             found = known
             deadline = time.monotonic() + seconds
             try:
@@ -174,6 +175,12 @@ class Waiting:
                     raise
                 log.warning("a wait was cut short (%s)", type(error).__name__)
             return found, place is not None
+
+    def reserve(self) -> Callable[[], None] | None:
+        """A place for who does not know yet for which job. Returns what gives it back; None if none is free."""
+        if self._closed or not self._free.acquire(blocking=False):
+            return None
+        return self._free.release
 
     def stream(self, subject: str, connection: socket.socket | None) -> Place | None:
         """A place for a stream, to be left by `leave()`; None if none is free."""
@@ -202,8 +209,10 @@ class Waiting:
             self._look_out.join()
 
     @contextmanager
-    def _place(self, job_id: str, connection: socket.socket | None) -> Iterator[Place | None]:
-        place = self._take(job_id, self._free, connection)
+    def _place(
+        self, job_id: str, connection: socket.socket | None, free: threading.Semaphore | None
+    ) -> Iterator[Place | None]:
+        place = self._take(job_id, free, connection)
         try:
             yield place
         finally:
@@ -213,11 +222,11 @@ class Waiting:
     def _take(
         self,
         subject: str,
-        free: threading.Semaphore,
+        free: threading.Semaphore | None,
         connection: socket.socket | None,
         hears_progress: bool = False,
     ) -> Place | None:
-        if self._closed or not free.acquire(blocking=False):
+        if self._closed or (free is not None and not free.acquire(blocking=False)):
             return None
 
         def leave(place: Place) -> None:
@@ -226,7 +235,8 @@ class Waiting:
                 if not self._places[subject]:
                     del self._places[subject]
                     self._seen.pop(subject, None)
-            free.release()
+            if free is not None:
+                free.release()
 
         place = Place(subject, leave, connection, hears_progress)
         with self._lock:
