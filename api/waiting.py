@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
+from urllib.request import parse_http_list
 
 from sqlalchemy import BindParameter, bindparam, select
 
@@ -49,7 +50,7 @@ _PREFERENCE = re.compile(r'\s*wait\s*=\s*(?:([0-9]{1,30})|"([0-9]{1,30})")\s*(?:
 
 def preferred_wait(header: str | None) -> int | None:
     """The seconds of `Prefer: wait=N` (RFC 7240), at most 60. None if it is absent or makes no sense: then ignored."""
-    for preference in (header or "").split(","):
+    for preference in parse_http_list(header or ""):  # which knows that a comma in quotes ends nothing
         if match := _PREFERENCE.fullmatch(preference):
             return min(int(match[1] or match[2]), LONGEST_WAIT)
     return None

@@ -182,6 +182,7 @@ def test_a_key_is_asked_for(stranger: Caller, services: Services) -> None:
         ({"model": SDXL}, 400, 5006, "'/data'"),
         ({"model": SDXL, "data": {}}, 400, 5006, "'/data/prompt'"),
         ({"model": SDXL, "data": {"prompt": "a"}}, 400, 5006, "'/data/prompt'"),
+        ({"model": SDXL, "data": {"prompt": "  "}}, 400, 5006, "'/data/prompt'"),
         ({"model": SDXL, "data": {"prompt": "a cat", "num_steps": 21}}, 400, 5006, "'/data/num_steps'"),
         ({"model": SDXL, "data": {"prompt": "a cat", "steps": 4}}, 400, 5006, "'/data/steps': There is no such field."),
         ({"model": FLUX, "data": {"prompt": "a cat", "num_steps": 4}}, 400, 5006, "'/data/num_steps'"),

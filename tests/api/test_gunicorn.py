@@ -179,6 +179,22 @@ def test_chunks_that_are_none_are_malformed_and_end_the_connection(
     assert "Traceback" not in process.communicate(timeout=60)[1]
 
 
+def test_an_idempotency_key_is_given_once(server: tuple[subprocess.Popen[str], int]) -> None:
+    """A comma is as good a character of a key as any, so two of them must not become one."""
+    _, port = server
+    body = b'{"input": {"prompt": "a cat"}}'
+    for keys, status in ((["a,b"], 202), (["a", "b"], 422), (["a", "a"], 422), (['"a', 'b"'], 422)):
+        lines = "".join(f"Idempotency-Key: {key}\r\n" for key in keys)
+        head = (
+            f"POST /v1/jobs HTTP/1.1\r\nHost: darkroom\r\nAuthorization: Bearer {KEY}\r\n{lines}"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        answered, _, said = sent_raw(port, head.encode() + body)
+        assert answered == status, (keys, said)
+        if status == 422:
+            assert [error["parameter"] for error in said["errors"]] == ["Idempotency-Key"]
+
+
 def test_a_list_may_be_asked_for_by_as_much_metadata_as_a_job_may_have(
     server: tuple[subprocess.Popen[str], int],
 ) -> None:
