@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from flask import Flask, Request, current_app, g, request
 from werkzeug.exceptions import (
@@ -150,6 +151,11 @@ def _check_accept() -> None:
 
 
 def _check_query() -> None:
+    try:
+        unquote_to_bytes(request.query_string).decode()
+    except UnicodeDecodeError:
+        # Werkzeug would go on with what it could not read still encoded, or replaced.
+        raise Refused("malformed", "The query is not UTF-8.") from None
     for name, values in request.args.lists():
         if len(values) > 1:
             raise invalid_parameter(name, "Was given more than once.")
