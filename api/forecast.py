@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Row
@@ -47,7 +48,7 @@ class Forecast:
             return _header(seconds / 2)
         ahead = position or (FARTHEST_POSITION if row.ready else 1)
         turns = ahead / max(known.slots, 1)
-        return _header(seconds * math.ceil(turns), self._open_for(row))
+        return _header(seconds * math.ceil(turns), max(_pause_of(row), self._open_for(row)))
 
     def _open_for(self, row: Row[Any]) -> float:
         """In how many seconds a job may be tried: one that may be made elsewhere is moved there meanwhile."""
@@ -77,6 +78,11 @@ class Forecast:
                 known = present(connection, backend, self._lease_seconds)
             self._known[backend] = (time.monotonic() + self.LOOK_UP_SECONDS, known)
         return known
+
+
+def _pause_of(row: Row[Any]) -> float:
+    """In how many seconds a job that backs off may be claimed again. By our clock, which is good enough for a hint."""
+    return 0.0 if row.ready_at is None else (row.ready_at - datetime.now(UTC)).total_seconds()
 
 
 def _header(seconds: float, at_least: float = 0.0) -> dict[str, str]:
