@@ -104,7 +104,7 @@ def routes(services: Services) -> APIBlueprint:
         operation_id="retryJob",
         summary="Submit an ended job again",
         description="Only one that failed, was canceled or expired: a new job with the same input and seed (202). "
-        "While one such is open, it is that one (200).",
+        "While one such is open, it is that one (200). Its `deadline_seconds` is not taken over: the new job has none.",
         responses=answers({200: Job, 202: Job}, refusals=(401, 404, 406, 409, 410, 413, 422, 429), headers=_SUBMITTED),
     )
     def retry_job(path: JobPath, query: NoQuery) -> Response:
