@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row
 from api import altering, idempotency, strict
 from api.connection import connection_of_request
 from api.errors import Refused, invalid_field, not_found
-from api.job_object import queue_position, read_job, show
+from api.job_object import is_settled, queue_position, read_job, show
 from api.openapi import KEY, answers
 from api.schemas import JobPath, NoQuery
 from api.services import Services
@@ -67,18 +67,18 @@ def routes(services: Services) -> APIBlueprint:
         ),
     )
     def get_job(path: JobPath, query: NoQuery) -> Response:
-        def is_news(row: Row[Any]) -> bool:
+        def is_news(seen: _Seen) -> bool:
             # An ended job has no next event: who knows its end already is told so at once.
-            return row.status in TERMINAL or (bool(request.if_none_match) and not _is_known(row))
+            return seen.row.status in TERMINAL or (bool(request.if_none_match) and not _is_known(seen))
 
         seen = _look(services, path.id, is_news)
         row = seen.row
         headers = seen.headers
         response = Response(status=304, headers=headers)
-        if not _is_known(row):
+        if not _is_known(seen):
             body = show(row, seen.cost, seen.position, settings, services.progress.of(row)).model_dump_json()
             response = Response(body, 200, headers, content_type="application/json")
-        response.set_etag(_etag(row), weak=True)
+        response.set_etag(_etag(seen), weak=True)
         return response
 
     @blueprint.post(
@@ -212,7 +212,7 @@ def _once(services: Services, key: idempotency.Key | None, make: Callable[[Conne
 def _answer(services: Services, found: _Found) -> Response:
     """Wait for the job, if that is wanted, and show it."""
     logs.note(job_id=found.job_id)
-    seen = _look(services, found.job_id, lambda row: row.status in TERMINAL, found)
+    seen = _look(services, found.job_id, lambda seen: seen.row.status in TERMINAL, found)
     row = seen.row
     job = show(row, seen.cost, seen.position, services.settings, services.progress.of(row))
     headers = {"Location": job.urls.self} | seen.headers
@@ -228,15 +228,19 @@ def _answer(services: Services, found: _Found) -> Response:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A job as it was read last: its row, its cost, its place in the queue; and what the headers say of waiting."""
+    """A job as it was read last: its row, its cost, its place in the queue; and what the headers say of waiting.
+
+    `settled`: whether that cost stays; looked up only for the ETag.
+    """
 
     row: Row[Any]
     cost: int
     position: int | None
     headers: dict[str, str]
+    settled: bool = True
 
 
-def _look(services: Services, job_id: str, enough: Callable[[Row[Any]], bool], found: _Found | None = None) -> _Seen:
+def _look(services: Services, job_id: str, enough: Callable[[_Seen], bool], found: _Found | None = None) -> _Seen:
     """Read a job; if the client prefers to wait, until it is `enough`.
 
     One that is new was read when it was made. Its place in the queue is left to the first who asks: counting it would
@@ -250,9 +254,10 @@ def _look(services: Services, job_id: str, enough: Callable[[Row[Any]], bool], f
             if row is None:
                 raise not_found()
             position = queue_position(connection, row)
+            settled = found is not None or is_settled(connection, row)
         # It may read too, and not while a connection is held: threads that each hold one and want another starve.
         again = services.forecast.retry_after(row, position)
-        return _Seen(row, row.cost, position, {"Vary": "Prefer"} | again)
+        return _Seen(row, row.cost, position, {"Vary": "Prefer"} | again, settled)
 
     seconds = preferred_wait(request.headers.get("Prefer"))
     known = None if found is None else found.seen(services)
@@ -266,20 +271,25 @@ def _look(services: Services, job_id: str, enough: Callable[[Row[Any]], bool], f
                 raise
             return known
     seen, had_a_place = services.waiting.until(
-        job_id, seconds, read, lambda seen: enough(seen.row), connection=connection_of_request(), known=known
+        job_id, seconds, read, enough, connection=connection_of_request(), known=known
     )
     if had_a_place:
         seen.headers["Preference-Applied"] = f"wait={seconds}"
     return seen
 
 
-def _etag(row: Row[Any]) -> str:
-    # Removing data is no event, and yet another representation.
-    return f"{row.sequence}-removed" if row.data_removed else str(row.sequence)
+def _etag(seen: _Seen) -> str:
+    # Neither removing data nor a bill that is settled late is an event, and yet each makes another representation.
+    marks = [str(seen.row.sequence)]
+    if not seen.settled:
+        marks.append(str(seen.cost))
+    if seen.row.data_removed:
+        marks.append("removed")
+    return "-".join(marks)
 
 
-def _is_known(row: Row[Any]) -> bool:
-    return request.if_none_match.contains_weak(_etag(row))
+def _is_known(seen: _Seen) -> bool:
+    return request.if_none_match.contains_weak(_etag(seen))
 
 
 def refuse_body() -> None:
