@@ -22,6 +22,7 @@ from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from sqlalchemy import BigInteger, Connection, Row, bindparam, select
 
+from api.connection import connection_of_request
 from api.errors import Refused, invalid_parameter, not_found
 from api.job_object import queue_position
 from api.openapi import KEY, answers
@@ -262,7 +263,7 @@ def _stream(services: Services, query: EventsQuery, story: Story) -> Response:
         raise invalid_parameter("limit", "A stream takes none.")
     after, said_as = _resumed_from(query)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    connection = request.environ.get("gunicorn.socket")
+    connection = connection_of_request()
     # The place first, then the look: what happens in between rings the bell.
     place = None if request.method == "HEAD" else services.waiting.stream(story.subject, connection)
     try:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Row
@@ -10,7 +11,7 @@ from sqlalchemy import Row
 from api.breaker_watch import BreakerWatch
 from api.job_object import FARTHEST_POSITION
 from shared import routing
-from shared.database import Database
+from shared.database import AWAY, Database
 from shared.load import Present, present
 from shared.routing import AUTO
 from shared.standing import TERMINAL
@@ -32,18 +33,22 @@ class Forecast:
         self._known: dict[str, tuple[float, Present]] = {backend: (0.0, Present(0, None)) for backend in backends}
 
     def retry_after(self, row: Row[Any], position: int | None) -> dict[str, str]:
-        """The header Retry-After of an unfinished job, none of an ended one."""
+        """The header Retry-After of an unfinished job, none of an ended one. It does not raise AWAY."""
         if row.status in TERMINAL:
             return {}
         self._watch.ask()
-        known = self._look_up(row.backend)
+        try:
+            known = self._look_up(row.backend)
+        except AWAY:
+            # The job of a submission is made by now: that nobody knows when to ask for it must not hide it.
+            _, known = self._known.get(row.backend, (0.0, Present(0, None)))
         seconds = known.seconds or SOONEST
         if row.status == Status.running:
             # Somewhere in the middle of it.
             return _header(seconds / 2)
         ahead = position or (FARTHEST_POSITION if row.ready else 1)
         turns = ahead / max(known.slots, 1)
-        return _header(seconds * math.ceil(turns), self._open_for(row))
+        return _header(seconds * math.ceil(turns), max(_pause_of(row), self._open_for(row)))
 
     def _open_for(self, row: Row[Any]) -> float:
         """In how many seconds a job may be tried: one that may be made elsewhere is moved there meanwhile."""
@@ -73,6 +78,11 @@ class Forecast:
                 known = present(connection, backend, self._lease_seconds)
             self._known[backend] = (time.monotonic() + self.LOOK_UP_SECONDS, known)
         return known
+
+
+def _pause_of(row: Row[Any]) -> float:
+    """In how many seconds a job that backs off may be claimed again. By our clock, which is good enough for a hint."""
+    return 0.0 if row.ready_at is None else (row.ready_at - datetime.now(UTC)).total_seconds()
 
 
 def _header(seconds: float, at_least: float = 0.0) -> dict[str, str]:

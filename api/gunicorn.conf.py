@@ -47,6 +47,14 @@ class OurLog(Logger):  # type: ignore[misc]  # gunicorn comes without types
 logger_class = OurLog
 
 
+def pre_request(worker: Any, request: Any) -> None:
+    """Of two Idempotency-Keys, gunicorn would make a third one, with a comma. With a blank too, it is refused."""
+    keys = [value for name, value in request.headers if name == "IDEMPOTENCY-KEY"]
+    if len(keys) > 1:
+        rest = [header for header in request.headers if header[0] != "IDEMPOTENCY-KEY"]
+        request.headers[:] = [*rest, ("IDEMPOTENCY-KEY", ", ".join(keys))]
+
+
 def post_worker_init(worker: Any) -> None:
     """The first process says what is not as it should be; nobody waits for that."""
     if worker.age == 1:

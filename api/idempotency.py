@@ -40,7 +40,7 @@ def parse(header: str) -> str:
     quoted = len(header) >= 2 and header[0] == header[-1] == '"'
     text = header[1:-1] if quoted else header
     if not _VISIBLE.fullmatch(text):
-        raise ValueError("Must be 1 to 255 visible ASCII characters.")
+        raise ValueError("Must be 1 to 255 visible ASCII characters, given once.")
     return text
 
 

@@ -28,6 +28,7 @@ _POINTER: Select[Any] = select(jobs).with_only_columns(
     jobs.c.model,
     jobs.c.input,
     jobs.c.ready,
+    jobs.c.ready_at,
     jobs.c.rank,
     jobs.c.data_removed,
     jobs.c.image_attempt,

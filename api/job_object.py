@@ -3,15 +3,15 @@
 from typing import Any
 
 from flask import g, request
-from sqlalchemy import Connection, Row, bindparam, func, select, tuple_
+from sqlalchemy import Connection, Row, bindparam, func, or_, select, tuple_
 
 from api.errors import not_found
 from shared.ids import is_id
 from shared.job_object import SHOWN, Job, job_object
 from shared.progress import Progress
 from shared.settings import Settings
-from shared.standing import CLAIMABLE
-from shared.tables import Status, jobs
+from shared.standing import ATTEMPT_RUNS, CLAIMABLE
+from shared.tables import Billed, Status, attempts, jobs
 
 #: How far `queue_position` is counted. Who is behind that many has no use for the exact number.
 FARTHEST_POSITION = 1000
@@ -31,6 +31,13 @@ _AHEAD = select(func.count()).select_from(
     .subquery()
 )
 
+_UNSETTLED = (
+    select(attempts.c.number)
+    .where(attempts.c.job_id == bindparam("its_id"), attempts.c.number <= bindparam("over"))
+    .where(or_(ATTEMPT_RUNS, attempts.c.billed == Billed.unknown))
+    .limit(1)
+)
+
 
 def read_job(connection: Connection, job_id: str) -> Row[Any] | None:
     """The caller's job of this id; None if there is none. Refuses what has not even the shape of an id."""
@@ -46,6 +53,14 @@ def queue_position(connection: Connection, row: Row[Any]) -> int | None:
     its = {"of_backend": row.backend, "its_rank": row.rank, "its_id": row.id}
     count: int = connection.scalar(_AHEAD, its) or 0
     return count + 1 if count < FARTHEST_POSITION else None
+
+
+def is_settled(connection: Connection, row: Row[Any]) -> bool:
+    """Whether what it has cost so far stays what it is: of no call before the one that runs is the bill still open."""
+    over = row.attempts - (row.status == Status.running)
+    if not over:
+        return True  # most polls: there is nothing to look for
+    return connection.execute(_UNSETTLED, {"its_id": row.id, "over": over}).first() is None
 
 
 def show(row: Row[Any], cost: int, position: int | None, settings: Settings, progress: Progress | None = None) -> Job:

@@ -11,8 +11,9 @@ from pydantic import RootModel
 from sqlalchemy import Connection, Row
 
 from api import altering, idempotency, strict
+from api.connection import connection_of_request
 from api.errors import Refused, invalid_field, not_found
-from api.job_object import queue_position, read_job, show
+from api.job_object import is_settled, queue_position, read_job, show
 from api.openapi import KEY, answers
 from api.schemas import JobPath, NoQuery
 from api.services import Services
@@ -22,6 +23,7 @@ from api.waiting import preferred_wait
 from shared import jobs as life
 from shared import logs
 from shared.catalogue import MODELS
+from shared.database import AWAY
 from shared.job_object import Job
 from shared.standing import TERMINAL
 
@@ -65,18 +67,18 @@ def routes(services: Services) -> APIBlueprint:
         ),
     )
     def get_job(path: JobPath, query: NoQuery) -> Response:
-        def is_news(row: Row[Any]) -> bool:
+        def is_news(seen: _Seen) -> bool:
             # An ended job has no next event: who knows its end already is told so at once.
-            return row.status in TERMINAL or (bool(request.if_none_match) and not _is_known(row))
+            return seen.row.status in TERMINAL or (bool(request.if_none_match) and not _is_known(seen))
 
         seen = _look(services, path.id, is_news)
         row = seen.row
         headers = seen.headers
         response = Response(status=304, headers=headers)
-        if not _is_known(row):
+        if not _is_known(seen):
             body = show(row, seen.cost, seen.position, settings, services.progress.of(row)).model_dump_json()
             response = Response(body, 200, headers, content_type="application/json")
-        response.set_etag(_etag(row), weak=True)
+        response.set_etag(_etag(seen), weak=True)
         return response
 
     @blueprint.post(
@@ -102,7 +104,7 @@ def routes(services: Services) -> APIBlueprint:
         operation_id="retryJob",
         summary="Submit an ended job again",
         description="Only one that failed, was canceled or expired: a new job with the same input and seed (202). "
-        "While one such is open, it is that one (200).",
+        "While one such is open, it is that one (200). Its `deadline_seconds` is not taken over: the new job has none.",
         responses=answers({200: Job, 202: Job}, refusals=(401, 404, 406, 409, 410, 413, 422, 429), headers=_SUBMITTED),
     )
     def retry_job(path: JobPath, query: NoQuery) -> Response:
@@ -163,12 +165,20 @@ def _retry(tx: Connection, services: Services, job_id: str) -> life.Made:
 
 @dataclass(frozen=True)
 class _Found:
-    """The job that a request led to. `new`: its row, if it was made now."""
+    """The job that a request led to. `row`: as it was read in the transaction that made or found it, if one did."""
 
     job_id: str
-    new: Row[Any] | None
+    row: Row[Any] | None
+    is_new: bool = False
     is_replay: bool = False
     was_there: bool = False
+
+    def seen(self, services: Services) -> "_Seen | None":
+        """What there is to say of it without another look."""
+        if self.row is None:
+            return None
+        again = services.forecast.retry_after(self.row, 1)
+        return _Seen(self.row, 0 if self.is_new else self.row.cost, None, {"Vary": "Prefer"} | again)
 
 
 def _submit(services: Services, body: RootModel[Any]) -> _Found:
@@ -189,18 +199,20 @@ def _once(services: Services, key: idempotency.Key | None, make: Callable[[Conne
         made = make(tx) if first is None else None
         if made is not None and key is not None:
             idempotency.keep(tx, key, made.job.id)
-    if made is None:
-        assert first is not None
-        return _Found(first, None, is_replay=True)
-    if made.is_new:
-        services.bell.ring(made.job.backend)
-    return _Found(made.job.id, made.job if made.is_new else None, was_there=not made.is_new)
+        if made is None:
+            assert first is not None
+            # Read now: the database may be away after the commit, and who asked must learn which job he has.
+            return _Found(first, read_job(tx, first), is_replay=True)
+        if not made.is_new:
+            return _Found(made.job.id, read_job(tx, made.job.id), was_there=True)
+    services.bell.ring(made.job.backend)
+    return _Found(made.job.id, made.job, is_new=True)
 
 
 def _answer(services: Services, found: _Found) -> Response:
     """Wait for the job, if that is wanted, and show it."""
     logs.note(job_id=found.job_id)
-    seen = _look(services, found.job_id, lambda row: row.status in TERMINAL, found.new)
+    seen = _look(services, found.job_id, lambda seen: seen.row.status in TERMINAL, found)
     row = seen.row
     job = show(row, seen.cost, seen.position, services.settings, services.progress.of(row))
     headers = {"Location": job.urls.self} | seen.headers
@@ -216,19 +228,24 @@ def _answer(services: Services, found: _Found) -> Response:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A job as it was read last: its row, its cost, its place in the queue; and what the headers say of waiting."""
+    """A job as it was read last: its row, its cost, its place in the queue; and what the headers say of waiting.
+
+    `settled`: whether that cost stays; looked up only for the ETag.
+    """
 
     row: Row[Any]
     cost: int
     position: int | None
     headers: dict[str, str]
+    settled: bool = True
 
 
-def _look(services: Services, job_id: str, enough: Callable[[Row[Any]], bool], new: Row[Any] | None = None) -> _Seen:
+def _look(services: Services, job_id: str, enough: Callable[[_Seen], bool], found: _Found | None = None) -> _Seen:
     """Read a job; if the client prefers to wait, until it is `enough`.
 
-    A `new` one was read when it was made. Its place in the queue is left to the first who asks: counting it would be
-    the dearest part of a submission.
+    One that is new was read when it was made. Its place in the queue is left to the first who asks: counting it would
+    be the dearest part of a submission. While the database is away, what is known of one that was `found` is the
+    answer: with a 503 nobody would know that he has a job, and who sent no key would buy another one.
     """
 
     def read() -> _Seen:
@@ -237,28 +254,42 @@ def _look(services: Services, job_id: str, enough: Callable[[Row[Any]], bool], n
             if row is None:
                 raise not_found()
             position = queue_position(connection, row)
+            settled = found is not None or is_settled(connection, row)
         # It may read too, and not while a connection is held: threads that each hold one and want another starve.
         again = services.forecast.retry_after(row, position)
-        return _Seen(row, row.cost, position, {"Vary": "Prefer"} | again)
+        return _Seen(row, row.cost, position, {"Vary": "Prefer"} | again, settled)
 
     seconds = preferred_wait(request.headers.get("Prefer"))
+    known = None if found is None else found.seen(services)
     if seconds is None:
-        if new is None:
+        if known is not None and found is not None and found.is_new:
+            return known
+        try:
             return read()
-        return _Seen(new, 0, None, {"Vary": "Prefer"} | services.forecast.retry_after(new, 1))
-    seen, had_a_place = services.waiting.until(job_id, seconds, read, lambda seen: enough(seen.row))
+        except AWAY:
+            if known is None:
+                raise
+            return known
+    seen, had_a_place = services.waiting.until(
+        job_id, seconds, read, enough, connection=connection_of_request(), known=known
+    )
     if had_a_place:
         seen.headers["Preference-Applied"] = f"wait={seconds}"
     return seen
 
 
-def _etag(row: Row[Any]) -> str:
-    # Removing data is no event, and yet another representation.
-    return f"{row.sequence}-removed" if row.data_removed else str(row.sequence)
+def _etag(seen: _Seen) -> str:
+    # Neither removing data nor a bill that is settled late is an event, and yet each makes another representation.
+    marks = [str(seen.row.sequence)]
+    if not seen.settled:
+        marks.append(str(seen.cost))
+    if seen.row.data_removed:
+        marks.append("removed")
+    return "-".join(marks)
 
 
-def _is_known(row: Row[Any]) -> bool:
-    return request.if_none_match.contains_weak(_etag(row))
+def _is_known(seen: _Seen) -> bool:
+    return request.if_none_match.contains_weak(_etag(seen))
 
 
 def refuse_body() -> None:

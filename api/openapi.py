@@ -80,7 +80,7 @@ def answers(
 ) -> dict[Any, Any]:
     """The answers of a route: each status with its shape (a text names a media type), and what it may refuse with.
 
-    Any route may also answer 500 and 503; and one that reads a body, 408.
+    Any route may also answer 400 (a query that can't be read), 500 and 503; and one that reads a body, 408.
     """
     described = {name: {"description": _HEADERS[name], "schema": {"type": "string"}} for name in headers}
     result: dict[Any, Any] = {}
@@ -96,7 +96,7 @@ def answers(
             result[status]["content"] = {"application/json": {"schema": {"$ref": _REF.format(model=body.__name__)}}}
     problem = {"application/problem+json": {"schema": {"$ref": _REF.format(model="Problem")}}}
     too_slow = {408} if 413 in refusals else set()
-    for status in sorted({*refusals, *too_slow, 500, 503} - set(bodies)):
+    for status in sorted({*refusals, *too_slow, 400, 500, 503} - set(bodies)):
         result[status] = {"description": HTTPStatus(status).phrase, "content": problem}
     return result
 

@@ -4,9 +4,15 @@ import json
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from flask import Flask, Request, current_app, g, request
-from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge, UnsupportedMediaType
+from werkzeug.exceptions import (
+    ClientDisconnected,
+    HTTPException,
+    RequestEntityTooLarge,
+    UnsupportedMediaType,
+)
 
 from api.errors import Refused, invalid_field, invalid_parameter, most_bytes, pointer_to
 from api.room import Room
@@ -40,13 +46,18 @@ def whole_body(of: Request) -> bytes:
 
     Read once: it is not kept, as a request that waits for its job would keep it all the while.
     """
-    _take_room(of)
     try:
+        _take_room(of)
         data = of.get_data(cache=False)
     except ClientDisconnected as error:
         if isinstance(error.__context__, TimeoutError):  # server.py
             raise Refused("too_slow", "Nothing was accepted.") from None
         raise
+    except (HTTPException, Refused, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001  each server has kinds of its own
+        # Chunks that are none. The server closes the connection: nobody knows where they end.
+        raise Refused("malformed", f"The body is not framed as HTTP says ({type(error).__name__}).") from None
     if len(data) > most_bytes(of):
         raise RequestEntityTooLarge
     return data
@@ -140,6 +151,11 @@ def _check_accept() -> None:
 
 
 def _check_query() -> None:
+    try:
+        unquote_to_bytes(request.query_string).decode()
+    except UnicodeDecodeError:
+        # Werkzeug would go on with what it could not read still encoded, or replaced.
+        raise Refused("malformed", "The query is not UTF-8.") from None
     for name, values in request.args.lists():
         if len(values) > 1:
             raise invalid_parameter(name, "Was given more than once.")

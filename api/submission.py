@@ -118,13 +118,37 @@ def _shape(model: Model, backends: list[str], start: altering.Shape) -> type[Sub
 def field_of(limits: Text | Number) -> tuple[Any, Any]:
     """A field with these limits, for `create_model`."""
     if isinstance(limits, Text):
-        bounds = Field(min_length=limits.min_length, max_length=limits.max_length, json_schema_extra=WITHOUT_NUL)
         if limits.required:
-            return Annotated[str, bounds], ...
+            return _filled(limits), ...
+        bounds = Field(min_length=limits.min_length, max_length=limits.max_length, json_schema_extra=WITHOUT_NUL)
         return Annotated[Annotated[str, bounds] | None, AfterValidator(lambda text: text or None)], None
     bounds = Field(ge=limits.minimum, le=limits.maximum, multiple_of=limits.multiple_of)
     number = Annotated[int, bounds, MAY_BE_FLOAT] if limits.whole else Annotated[float, bounds]
     return (number | None if limits.default is None else number), limits.default
+
+
+def _filled(limits: Text) -> Any:
+    """A text that says something: blanks at its ends don't count, or an empty prompt would be paid for.
+
+    One pattern for the check and for the document, so what counts as blank is spelt for both ways to read it: as Python
+    does (which takes \\x1c to \\x1f and \\x85 for blanks), and as ECMA-262 does (\\ufeff).
+    """
+    some = r"[^\x00\s\x1c-\x1f\x85\ufeff]"
+    pattern = rf"^[^\x00]*{some}[^\x00]{{{limits.min_length - 2},}}{some}[^\x00]*$"
+    says_something = re.compile(pattern)
+
+    def check(text: str) -> str:
+        if not says_something.search(text):
+            raise ValueError(f"must have at least {limits.min_length} characters between the blanks at its ends")
+        return text
+
+    bounds = Field(
+        min_length=limits.min_length,
+        max_length=limits.max_length,
+        description="blanks at its ends are not counted for the least length",
+        json_schema_extra={"pattern": pattern},
+    )
+    return Annotated[str, bounds, AfterValidator(check)]
 
 
 def start_of(services: Services, body: RootModel[Any]) -> altering.Start | None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
+from urllib.request import parse_http_list
 
 from sqlalchemy import BindParameter, bindparam, select
 
@@ -49,7 +50,7 @@ _PREFERENCE = re.compile(r'\s*wait\s*=\s*(?:([0-9]{1,30})|"([0-9]{1,30})")\s*(?:
 
 def preferred_wait(header: str | None) -> int | None:
     """The seconds of `Prefer: wait=N` (RFC 7240), at most 60. None if it is absent or makes no sense: then ignored."""
-    for preference in (header or "").split(","):
+    for preference in parse_http_list(header or ""):  # which knows that a comma in quotes ends nothing
         if match := _PREFERENCE.fullmatch(preference):
             return min(int(match[1] or match[2]), LONGEST_WAIT)
     return None
@@ -143,17 +144,44 @@ class Waiting:
         self._started = False
         self._closed = False
 
-    def until(self, job_id: str, seconds: float, read: Callable[[], T], enough: Callable[[T], bool]) -> tuple[T, bool]:
-        """Read until it is enough, or the time is over. Returns what was read last, and whether there was a place."""
-        with self._place(job_id) as place:
-            found = read()
-            if place is None:
-                return found, False
+    def until(
+        self,
+        job_id: str,
+        seconds: float,
+        read: Callable[[], T],
+        enough: Callable[[T], bool],
+        *,
+        connection: socket.socket | None = None,
+        known: T | None = None,
+        reserved: bool = False,
+    ) -> tuple[T, bool]:
+        """Read until it is enough, or the time is over. Returns what was read last, and whether there was a place.
+
+        `connection`: that of the client, who waits no more when he has hung up: his place is another's.
+        `known`: what was read before. While the database is away, what is known is all there is to say, and the wait
+        ends; who knows nothing yet raises AWAY. `reserved`: the caller has a place, by `reserve()`.
+        """
+        with self._place(job_id, connection, None if reserved else self._free) as place:
+            found = known
             deadline = time.monotonic() + seconds
-            while not enough(found) and not place.is_over and (left := deadline - time.monotonic()) > 0:
-                place.wait(left)
+            try:
                 found = read()
-            return found, True
+                while place is not None and not enough(found) and not place.is_over:
+                    if (left := deadline - time.monotonic()) <= 0:
+                        break
+                    place.wait(left)
+                    found = read()
+            except AWAY as error:
+                if found is None:
+                    raise
+                log.warning("a wait was cut short (%s)", type(error).__name__)
+            return found, place is not None
+
+    def reserve(self) -> Callable[[], None] | None:
+        """A place for who does not know yet for which job. Returns what gives it back; None if none is free."""
+        if self._closed or not self._free.acquire(blocking=False):
+            return None
+        return self._free.release
 
     def stream(self, subject: str, connection: socket.socket | None) -> Place | None:
         """A place for a stream, to be left by `leave()`; None if none is free."""
@@ -182,8 +210,10 @@ class Waiting:
             self._look_out.join()
 
     @contextmanager
-    def _place(self, job_id: str) -> Iterator[Place | None]:
-        place = self._take(job_id, self._free, None)
+    def _place(
+        self, job_id: str, connection: socket.socket | None, free: threading.Semaphore | None
+    ) -> Iterator[Place | None]:
+        place = self._take(job_id, free, connection)
         try:
             yield place
         finally:
@@ -193,11 +223,11 @@ class Waiting:
     def _take(
         self,
         subject: str,
-        free: threading.Semaphore,
+        free: threading.Semaphore | None,
         connection: socket.socket | None,
         hears_progress: bool = False,
     ) -> Place | None:
-        if self._closed or not free.acquire(blocking=False):
+        if self._closed or (free is not None and not free.acquire(blocking=False)):
             return None
 
         def leave(place: Place) -> None:
@@ -206,7 +236,8 @@ class Waiting:
                 if not self._places[subject]:
                     del self._places[subject]
                     self._seen.pop(subject, None)
-            free.release()
+            if free is not None:
+                free.release()
 
         place = Place(subject, leave, connection, hears_progress)
         with self._lock:

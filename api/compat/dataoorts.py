@@ -8,7 +8,7 @@ import base64
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flask import Response, g, request
@@ -19,8 +19,9 @@ from sqlalchemy import Row
 
 from api import idempotency
 from api.compat import repeats
-from api.compat.delivery import Delivery, connection_of_request, has_hung_up
+from api.compat.delivery import Delivery
 from api.compat.shapes import Call, Result, VendorError, VendorPicture, VendorProblem, call_body
+from api.connection import connection_of_request
 from api.errors import Refused
 from api.job_object import queue_position, read_job
 from api.openapi import KEY, answers
@@ -38,7 +39,8 @@ PATH = "/api/v1"
 #: Longer than most proxies wait, and than the 30 s of the vendor's own example: who is cut off loses nothing.
 LONGEST_WAIT = 120.0  # seconds
 
-#: How many requests of a process wait here at once: fewer than it has waiting places, so that `Prefer: wait` has some.
+#: How many requests of a process wait here at once, or are written to: fewer than it has waiting places, each of which
+#: takes one, so that `Prefer: wait` has some.
 PLACES = 120
 
 #: The vendor answers these with JSON, and with the bare picture otherwise.
@@ -92,17 +94,38 @@ def routes(services: Services) -> APIBlueprint:
         responses=_described(),
     )
     def call_as_vendor(query: NoQuery, body: VendorCall) -> Response:  # type: ignore[valid-type]  # made at run time
-        if not free.acquire(blocking=False):
+        leave = _take_place(services, free)
+        if leave is None:
             # Before anything is made, so that nothing is bought for whom we can't wait.
             message = "AiError: Capacity temporarily exceeded, please try again; nothing was begun."
             return _error(429, NO_CAPACITY, message, {"Retry-After": "5"})
         try:
             call: Call = body.root  # type: ignore[attr-defined]
-            return _serve(services, call, SubmitJob.model_validate(call.as_submission()))
-        finally:
-            free.release()
+            response = _serve(services, call, SubmitJob.model_validate(call.as_submission()))
+        except BaseException:
+            leave()
+            raise
+        # Not before its answer is written, which takes a thread as long as its client takes.
+        response.call_on_close(leave)
+        return response
 
     return blueprint
+
+
+def _take_place(services: Services, free: threading.Semaphore) -> Callable[[], None] | None:
+    """One of this door's places, and one of all that wait. Returns what gives them back; None if there is none."""
+    if not free.acquire(blocking=False):
+        return None
+    give_back = services.waiting.reserve()
+    if give_back is None:
+        free.release()
+        return None
+
+    def leave() -> None:
+        give_back()
+        free.release()
+
+    return leave
 
 
 def _serve(services: Services, call: Call, submission: RootModel[Any]) -> Response:
@@ -136,13 +159,12 @@ def _wait(services: Services, job_id: str) -> Row[Any]:
         assert row is not None  # rows of jobs stay
         return row
 
-    connection = connection_of_request()
-
     def enough(row: Row[Any]) -> bool:
-        # Whoever has hung up waits no more: his place is another's.
-        return row.status in TERMINAL or has_hung_up(connection)
+        return row.status in TERMINAL
 
-    row, _ = services.waiting.until(job_id, LONGEST_WAIT, read, enough)
+    row, _ = services.waiting.until(
+        job_id, LONGEST_WAIT, read, enough, connection=connection_of_request(), reserved=True
+    )
     return row
 
 
@@ -154,7 +176,7 @@ def _unfinished(services: Services, row: Row[Any], *, timed_out: bool) -> Respon
         return _error(
             504, TIMEOUT, "AiError: Request timeout; the job goes on, and the same request joins it.", headers
         )
-    # No place was free, or this process stops.
+    # The client is seen to be gone, or this process stops.
     return _error(503, ABORTED, "AiError: The wait was cut short; the job goes on, the same request joins it.", headers)
 
 

@@ -8,34 +8,13 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 
-from flask import request
+from api.connection import has_hung_up
 
 #: For how long a client that takes its answer slowly, or not at all, is waited for.
 PATIENCE = 60.0  # seconds
 
 #: So little may be under way to a client that reads: what its kernel has not acknowledged yet.
 UNDER_WAY = 4096  # bytes
-
-
-def connection_of_request() -> socket.socket | None:
-    """The request's connection, where the server tells: Gunicorn does. It is only looked at."""
-    # Gunicorn's threads block while they serve, so nobody else reads from it meanwhile.
-    connection: socket.socket | None = request.environ.get("gunicorn.socket")
-    return connection
-
-
-def has_hung_up(connection: socket.socket | None) -> bool:
-    """Whether the client has closed it. False where that can't be told."""
-    if connection is None:
-        return False
-    try:
-        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-    except BlockingIOError:
-        return False
-    except ValueError:  # TLS knows no flags
-        return False
-    except OSError:
-        return True
 
 
 class Delivery:

@@ -75,13 +75,13 @@ class Worker:
         self._services.images.put(image, data)
         with self._database.write() as tx:
             assert life.succeed(tx, claim, image)
-        self.close_attempt(claim, Outcome.succeeded, Billed.yes)
+            assert life.close_attempt(tx, claim.job_id, claim.attempt, Outcome.succeeded, Billed.yes)
 
     def fail(self, claim: life.Claim, code: JobErrorCode = JobErrorCode.rejected) -> None:
+        error = {"code": code.value, "message": "The vendor refused it."}
         with self._database.write() as tx:
             assert life.fail(tx, claim, life.JobError(code, "The vendor refused it.", False, Billed.no))
-        error = {"code": code.value, "message": "The vendor refused it."}
-        self.close_attempt(claim, Outcome.failed, Billed.no, error)
+            assert life.close_attempt(tx, claim.job_id, claim.attempt, Outcome.failed, Billed.no, error)
 
     def requeue(self, claim: life.Claim) -> None:
         with self._database.write() as tx:

@@ -207,6 +207,8 @@ BAD = [
     query("a time without a zone", "created_before=2026-01-01T00:00:00", "created_before"),
     query("a parameter twice", "limit=1&limit=2", "limit"),
     query("an unknown parameter", "sort=asc", "sort"),
+    get("a query that is not UTF-8", "/v1/jobs?metadata[a]=%ff", 400, "malformed"),
+    get("a name in a query that is not UTF-8", "/v1/jobs?metadata[%c3]=a", 400, "malformed"),
     query("metadata without a name", "metadata=x", "metadata"),
     query("too long a name of metadata", "metadata[" + "k" * 65 + "]=x", "metadata[" + "k" * 65 + "]"),
     Bad("a parameter of a submission", 422, "invalid", ("dry_run",), path="/v1/jobs?dry_run=1"),

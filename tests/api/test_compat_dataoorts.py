@@ -16,7 +16,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.exc import OperationalError
 from werkzeug.test import EnvironBuilder
 
-from api.app import build
+from api.app import WAITING_PLACES, build
 from api.compat import dataoorts, delivery
 from api.services import Services
 from shared import jobs as life
@@ -25,6 +25,7 @@ from shared.database import now
 from shared.errors import JobErrorCode
 from shared.tables import idempotency_keys, jobs
 from tests.api.people import KEY, PICTURE, Caller, Worker, client_with, on_sqlite
+from tests.service import eventually
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 FLUX = "black-forest-labs/flux-1-schnell"
@@ -181,6 +182,7 @@ def test_a_key_is_asked_for(stranger: Caller, services: Services) -> None:
         ({"model": SDXL}, 400, 5006, "'/data'"),
         ({"model": SDXL, "data": {}}, 400, 5006, "'/data/prompt'"),
         ({"model": SDXL, "data": {"prompt": "a"}}, 400, 5006, "'/data/prompt'"),
+        ({"model": SDXL, "data": {"prompt": "  "}}, 400, 5006, "'/data/prompt'"),
         ({"model": SDXL, "data": {"prompt": "a cat", "num_steps": 21}}, 400, 5006, "'/data/num_steps'"),
         ({"model": SDXL, "data": {"prompt": "a cat", "steps": 4}}, 400, 5006, "'/data/steps': There is no such field."),
         ({"model": FLUX, "data": {"prompt": "a cat", "num_steps": 4}}, 400, 5006, "'/data/num_steps'"),
@@ -315,11 +317,52 @@ def test_without_a_place_nothing_is_bought(api: Caller, services: Services, monk
         check_error(response, 429, 3040)
         assert response.headers["Retry-After"] == "5" and "X-Job-Id" not in response.headers
         assert count(services) == 1
+        [job] = api.get("/v1/jobs").json["data"]
+        api.post(job["urls"]["cancel"])
+        assert first.result(50).status_code == 409
+    monkeypatch.setattr(dataoorts, "LONGEST_WAIT", 0.0)
+    assert call(full, prompt="another picture").status_code == 504 and count(services) == 2  # its place is free again
+
+
+@on_sqlite
+def test_while_everybody_else_waits_nothing_is_bought(api: Caller, services: Services) -> None:
+    """Else a job was made for somebody whom nobody can wait for, and who asks for it again."""
+    leave = [services.waiting.reserve() for _ in range(WAITING_PLACES)]
+    check_error(call(api), 429, 3040)
+    assert count(services) == 0
+    last = leave.pop()
+    assert last is not None
+    last()
+    services.waiting.close()  # as at SIGTERM
+    check_error(call(api), 429, 3040)
+    assert count(services) == 0
+
+
+@on_sqlite
+def test_when_the_process_stops_the_wait_ends_and_the_job_goes_on(api: Caller, services: Services) -> None:
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(call, api)
+        eventually("the wait has begun", lambda: bool(services.waiting._places), 20)
         services.waiting.close()
-        # As at SIGTERM: the wait ends, and the job goes on.
-        check_error(first.result(), 503, 3008)
+        check_error(first.result(50), 503, 3008)
         assert first.result().headers["X-Job-Id"] and first.result().headers["Retry-After"]
-    assert call(full).headers["X-Job-Id"] == first.result().headers["X-Job-Id"]  # its place is free again
+
+
+@on_sqlite
+@pytest.mark.parametrize("seed", [None, 7])
+def test_an_answer_that_is_being_written_keeps_its_place(
+    api: Caller, services: Services, hands: Hands, seed: int | None
+) -> None:
+    hands.start()
+    body = {"model": SDXL, "data": {"prompt": "a cat", "seed": seed}}
+    response = api.post("/api/v1", json=body)
+    free = services.waiting._free
+    assert response.status_code == 200 and free._value == WAITING_PLACES - 1
+    response.close()
+    assert free._value == WAITING_PLACES
+    assert api.post("/api/v1", json=body | {"x": 1}).status_code == 400  # refused before
+    assert call(api, FLUX, headers={"Idempotency-Key": "a b"}).status_code == 400  # and after it was taken
+    assert free._value == WAITING_PLACES
 
 
 @on_sqlite
@@ -327,10 +370,10 @@ def test_who_has_hung_up_waits_no_more_and_the_job_goes_on(api: Caller, hands: H
     ours, theirs = socket.socketpair()
     with ours, theirs, ThreadPoolExecutor() as pool:
         first = pool.submit(call, api, environ={"gunicorn.socket": ours})
-        while not count(services):
-            time.sleep(0.01)
+        looked = services.waiting._seen  # by the look-out: the job was read before, and the wait goes on
+        eventually("the wait has begun", lambda: bool(looked), 20)
         theirs.close()
-        assert first.result(10).status_code == 503  # which nobody reads
+        assert first.result(50).status_code == 503  # which nobody reads
     hands.start()
     again = call(api)
     assert again.status_code == 200 and again.data == picture_of(first.result()) and count(services) == 1

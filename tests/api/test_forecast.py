@@ -102,15 +102,17 @@ def test_who_is_too_far_behind_to_be_counted_comes_back_late(
     assert api.get(job["urls"]["self"]).json["queue_position"] is None and retry_after(api, job["urls"]["self"]) == "60"
 
 
-def test_a_job_that_backs_off_is_not_far_behind(
-    api: Caller, services: Services, submit: Submit, worker: Worker
+@pytest.mark.parametrize(("pause", "soonest", "latest"), [(30, 10, 30), (0.01, 1, 1), (3600, 3500, 3600)])
+def test_a_job_that_backs_off_is_asked_for_again_after_its_pause(
+    api: Caller, services: Services, submit: Submit, worker: Worker, pause: float, soonest: int, latest: int
 ) -> None:
     job = submit()
     claim = worker.claim()
     with services.database.write() as tx:
-        life.requeue(tx, claim, reason="transient", after_seconds=30, counts=True)
+        life.requeue(tx, claim, reason="transient", after_seconds=pause, counts=True)
     assert job_row(services.database, job["id"]).status == Status.queued
-    assert retry_after(api, job["urls"]["self"]) == "1"
+    for url in (job["urls"]["self"], job["urls"]["image"]):
+        assert soonest <= int(retry_after(api, url) or 0) <= latest  # less, by what the test took until here
 
 
 def test_workers_are_looked_up_once_in_a_while(

@@ -113,7 +113,7 @@ def test_nobody_learns_which_ids_exist(api: Caller, neighbour: Caller, submit: S
     assert api.get(f"/v1/jobs/{own}").status_code == 200
 
 
-def test_a_poll_is_one_statement_and_one_more_for_the_place_in_the_queue(
+def test_a_poll_is_one_statement_and_one_more_for_the_place_in_the_queue_or_the_bill(
     api: Caller, submit: Submit, worker: Worker, services: Services
 ) -> None:
     url = submit()["urls"]["self"]
@@ -129,7 +129,7 @@ def test_a_poll_is_one_statement_and_one_more_for_the_place_in_the_queue(
     claim = worker.claim()
     assert a_poll() == 1
     worker.succeed(claim)
-    assert a_poll() == 1
+    assert a_poll() == 2  # whether its bill is settled: what has ended is seldom asked for again
 
 
 @on_sqlite
@@ -170,3 +170,36 @@ def test_its_place_is_counted_by_the_queues_index_whatever_the_plan_knows(postgr
             lines = connection.exec_driver_sql(f"EXPLAIN (GENERIC_PLAN) {statement}").scalars().all()
     plan = "\n".join(lines)
     assert "ix_jobs_claim" in plan and "Seq Scan" not in plan, plan
+
+
+def test_a_bill_that_is_settled_late_is_no_304(api: Caller, submit: Submit, worker: Worker) -> None:
+    url = submit()["urls"]["self"]
+    claim = worker.claim()
+    assert api.get(url).headers["ETag"] == 'W/"2"'  # what runs is not settled late
+    api.post(f"{url}/cancel")
+    known = api.get(url)
+    assert known.json["cost_usd"] == "0" and known.headers["ETag"] == 'W/"3-0"'
+    for outcome, billed, cost, etag in (
+        (Outcome.unknown, Billed.unknown, "0.008", 'W/"3-8000"'),
+        (Outcome.canceled, Billed.no, "0", 'W/"3"'),
+    ):
+        assert api.get(url, headers={"If-None-Match": known.headers["ETag"]}).status_code == 304
+        worker.close_attempt(claim, outcome, billed)
+        known = api.get(url, headers={"If-None-Match": known.headers["ETag"]})
+        assert known.status_code == 200 and known.json["cost_usd"] == cost and known.headers["ETag"] == etag
+    assert api.delete(url).status_code == 204 and api.get(url).headers["ETag"] == 'W/"3-removed"'
+
+
+@on_sqlite
+def test_a_job_that_was_tried_in_vain_and_billed_for_it_has_its_plain_etag(
+    api: Caller, submit: Submit, worker: Worker
+) -> None:
+    url = submit()["urls"]["self"]
+    first = worker.claim()
+    worker.requeue(first)
+    assert api.get(url).headers["ETag"] == 'W/"3-0"'  # its worker has not said yet what the call cost
+    worker.close_attempt(first, Outcome.failed, Billed.yes)
+    assert api.get(url).headers["ETag"] == 'W/"3"'
+    worker.succeed(worker.claim())
+    answer = api.get(url)
+    assert answer.headers["ETag"] == 'W/"5"' and answer.json["cost_usd"] == "0.016"

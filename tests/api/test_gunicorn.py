@@ -1,17 +1,23 @@
 """The API as it is started: gunicorn, its configuration, a real socket."""
 
+import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 import pytest
 import requests
+from gunicorn.config import Config  # type: ignore[import-untyped]
 
+from api.app import STREAM_PLACES, WAITING_PLACES
+from api.compat import dataoorts
 from shared.announcements import CHANNEL
 from tests.api.people import KEY
 from tests.servers import RedisServer, free_port
@@ -134,6 +140,65 @@ def test_waits_end_with_an_answer_when_it_is_told_to_stop(
     assert process.wait(30) == 0 and "Traceback" not in process.communicate()[1]
 
 
+def sent_raw(port: int, data: bytes) -> tuple[int, dict[str, str], Any]:
+    """What the server says to these bytes before it closes the connection: status, headers, JSON."""
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+        client.sendall(data)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    return int(status.split()[1]), headers, json.loads(body)
+
+
+def in_chunks(path: str, body: bytes) -> bytes:
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: darkroom\r\nAuthorization: Bearer {KEY}\r\n"
+        "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    ).encode() + body
+
+
+def test_chunks_that_are_none_are_malformed_and_end_the_connection(
+    server: tuple[subprocess.Popen[str], int],
+) -> None:
+    process, port = server
+    url = f"http://127.0.0.1:{port}/v1/jobs"
+    job = requests.post(url, json={"input": {"prompt": "a cat"}}, headers=HEADERS, timeout=PATIENCE).json()
+    for path in ("/v1/jobs", f"/v1/jobs/{job['id']}/cancel", "/api/v1"):
+        for chunks in (
+            b"zz\r\n{}\r\n0\r\n\r\n",
+            b"-5\r\n{}\r\n0\r\n\r\n",
+            b"2\r\n{}XX0\r\n\r\n",
+            b"2;=\r\n{}\r\n0\r\n\r\n",
+        ):
+            status, headers, body = sent_raw(port, in_chunks(path, chunks))
+            assert status == 400 and headers["x-request-id"], (path, chunks)
+            if path == "/api/v1":
+                assert body["success"] is False and body["errors"][0]["code"] == 5006
+            else:
+                assert body["code"] == "malformed" and "not framed" in body["detail"]
+    listed = requests.get(url, headers=HEADERS, timeout=PATIENCE).json()["data"]
+    assert [(each["id"], each["status"]) for each in listed] == [(job["id"], "queued")]
+    process.send_signal(signal.SIGTERM)
+    assert "Traceback" not in process.communicate(timeout=60)[1]
+
+
+def test_an_idempotency_key_is_given_once(server: tuple[subprocess.Popen[str], int]) -> None:
+    """A comma is as good a character of a key as any, so two of them must not become one."""
+    _, port = server
+    body = b'{"input": {"prompt": "a cat"}}'
+    for keys, status in ((["a,b"], 202), (["a", "b"], 422), (["a", "a"], 422), (['"a', 'b"'], 422)):
+        lines = "".join(f"Idempotency-Key: {key}\r\n" for key in keys)
+        head = (
+            f"POST /v1/jobs HTTP/1.1\r\nHost: darkroom\r\nAuthorization: Bearer {KEY}\r\n{lines}"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        answered, _, said = sent_raw(port, head.encode() + body)
+        assert answered == status, (keys, said)
+        if status == 422:
+            assert [error["parameter"] for error in said["errors"]] == ["Idempotency-Key"]
+
+
 def test_a_list_may_be_asked_for_by_as_much_metadata_as_a_job_may_have(
     server: tuple[subprocess.Popen[str], int],
 ) -> None:
@@ -145,6 +210,57 @@ def test_a_list_may_be_asked_for_by_as_much_metadata_as_a_job_may_have(
     query = {f"metadata[{key}]": value for key, value in metadata.items()}
     found = requests.get(url, params=query, headers=HEADERS, timeout=PATIENCE)
     assert found.status_code == 200 and [each["id"] for each in found.json()["data"]] == [job["id"]]
+
+
+def test_there_are_more_threads_than_places_to_wait() -> None:
+    configured = runpy.run_path("api/gunicorn.conf.py")
+    threads = configured["threads"]
+    assert threads - WAITING_PLACES - STREAM_PLACES >= 32  # for everybody else
+    assert dataoorts.PLACES < WAITING_PLACES  # each takes one of them, and Prefer: wait has the rest
+    assert Config().worker_connections > threads and "worker_connections" not in configured
+
+
+@pytest.mark.parametrize("server", [("--workers=1",)], indirect=True, ids=["one process"])
+def test_with_every_place_taken_everybody_else_is_answered(server: tuple[subprocess.Popen[str], int]) -> None:
+    process, port = server
+    assert process.stderr is not None
+    # A line for each request: more than a pipe holds, and who writes them would wait.
+    threading.Thread(target=process.stderr.read, daemon=True).start()
+    url = f"http://127.0.0.1:{port}/v1/jobs"
+    job = requests.post(url, json={"input": {"prompt": "a cat"}}, headers=HEADERS, timeout=PATIENCE).json()
+    path = job["urls"]["self"]
+
+    def hold(held: ExitStack, path: str, header: str) -> None:
+        client = held.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE))
+        head = f"GET {path} HTTP/1.1\r\nHost: darkroom\r\nAuthorization: Bearer {KEY}\r\n{header}\r\n\r\n"
+        client.sendall(head.encode())
+
+    def can_wait() -> bool:
+        answer = requests.get(path, headers=HEADERS | {"Prefer": "wait=1"}, timeout=PATIENCE)
+        return "Preference-Applied" in answer.headers
+
+    def can_stream() -> bool:
+        headers = HEADERS | {"Accept": "text/event-stream"}
+        with requests.get(f"{path}/events", headers=headers, timeout=PATIENCE, stream=True) as answer:
+            return answer.status_code == 200
+
+    with ExitStack() as streams, ExitStack() as waits:
+        for _ in range(STREAM_PLACES):
+            hold(streams, f"/v1/jobs/{job['id']}/events", "Accept: text/event-stream")
+        for _ in range(WAITING_PLACES):
+            hold(waits, f"/v1/jobs/{job['id']}", "Prefer: wait=60")
+        eventually("every stream has its place", lambda: not can_stream(), 60)
+        eventually("every wait has its place", lambda: not can_wait(), 60)
+        for _ in range(3):
+            assert requests.get(f"http://127.0.0.1:{port}/healthz", timeout=PATIENCE).ok
+            assert requests.get(path, headers=HEADERS, timeout=PATIENCE).json()["status"] == "queued"
+            assert requests.get(url, headers=HEADERS, timeout=PATIENCE).json()["data"]
+            other = requests.post(url, json={"input": {"prompt": "a dog"}}, headers=HEADERS, timeout=PATIENCE)
+            assert other.status_code == 202
+        assert not can_stream()
+    # They have hung up, and their job stands still.
+    eventually("there is a place to wait again", can_wait, 60)
+    eventually("there is a place for a stream again", can_stream, 60)
 
 
 def test_wrong_settings_refuse_to_start_and_say_which() -> None:

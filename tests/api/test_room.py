@@ -86,9 +86,9 @@ def test_it_is_given_back_before_the_wait_for_the_job_begins(
     found: list[int] = []
     until = services.waiting.until
 
-    def noted(*args: Any) -> Any:
+    def noted(*args: Any, **rest: Any) -> Any:
         found.append(taken(api))
-        return until(*args)
+        return until(*args, **rest)
 
     monkeypatch.setattr(services.waiting, "until", noted)
     body = b'{"input": {"prompt": "a cat"}}' + b" " * 1_000_000

@@ -3,14 +3,19 @@
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
+from api.app import build, open_services
+from api.compat import dataoorts
 from api.services import Services
+from shared.inspector import Inspector
+from shared.settings import Settings
 from shared.tables import Status, events, jobs
-from tests.api.people import Caller, Submit, on_sqlite
+from tests.api.people import KEY, Caller, Submit, client_with, on_sqlite
 from tests.servers import RedisServer
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -21,6 +26,9 @@ WRONG_BODIES: list[tuple[Any, str]] = [
     ({}, "#/input"),
     ({"input": {}}, "#/input/prompt"),
     ({"input": {"prompt": "a"}}, "#/input/prompt"),
+    ({"input": {"prompt": "  "}}, "#/input/prompt"),
+    ({"input": {"prompt": " \u00a0\u3000\ufeff\x85\n\t\x1c"}}, "#/input/prompt"),
+    ({"input": {"prompt": " a  "}}, "#/input/prompt"),
     ({"input": {"prompt": "a" * 2049}}, "#/input/prompt"),
     ({"input": {"prompt": None}}, "#/input/prompt"),
     ({"input": {"prompt": ["a cat"]}}, "#/input/prompt"),
@@ -229,3 +237,23 @@ def test_another_webhook_makes_it_another_request(api: Caller) -> None:
 def test_the_vendors_door_takes_no_webhook(api: Caller) -> None:
     body = {"model": SDXL, "data": {"prompt": "a cat"}, "webhook": HOOK}
     assert api.post("/api/v1", json=body).status_code == 400  # as the vendor says it
+
+
+@on_sqlite
+def test_no_job_waits_longer_than_the_operator_lets_it(
+    settings: Settings, inspector: Inspector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Submitted, submitted again, and by the vendor's door."""
+    monkeypatch.setattr(dataoorts, "LONGEST_WAIT", 0.0)
+    services = open_services(settings.model_copy(update={"max_wait_seconds": 60}))
+    api = client_with(build(replace(services, inspector=inspector)), KEY)
+    first = api.post("/v1/jobs", json={"input": {"prompt": "a cat"}}).json
+    api.post(first["urls"]["cancel"])
+    api.post(f"{first['urls']['self']}/retry")
+    api.post("/api/v1", json={"model": SDXL, "data": {"prompt": "a cat"}})
+    with services.database.read() as connection:
+        rows = connection.execute(select(jobs.c.created_at, jobs.c.queue_until)).all()
+    services.close()
+    assert len(rows) == 3
+    for row in rows:
+        assert 59 < (row.queue_until - row.created_at).total_seconds() < 61

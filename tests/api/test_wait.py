@@ -1,5 +1,6 @@
 """`Prefer: wait=N`: on POST /v1/jobs, on GET /v1/jobs/{id} and on a retry."""
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -251,6 +252,27 @@ def test_a_job_that_is_not_there_is_not_waited_for_and_no_place_is_lost(services
 
 
 @on_sqlite
+@pytest.mark.parametrize("method", ["GET", "POST", "retry"])
+def test_who_hangs_up_gives_his_place_back(
+    app: OpenAPI, services: Services, api: Caller, submit: Submit, method: str
+) -> None:
+    job = submit()
+    url, request = job["urls"]["self"], {"GET": "GET"}.get(method, "POST")
+    if method == "retry":
+        api.post(job["urls"]["cancel"])
+    where = {"GET": url, "POST": "/v1/jobs", "retry": f"{url}/retry"}[method]
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        given: dict[str, Any] = {"json": BODY} if method == "POST" else {}
+        over = {"gunicorn.socket": ours}
+        asking = Asking(app, request, where, headers=WAIT, environ_overrides=over, **given)
+        eventually("the look-out has seen its job", lambda: bool(services.waiting._seen), 20)
+        theirs.close()
+        assert asking.answer().json["status"] == "queued"  # which nobody reads
+    has_waiters(services, 0)
+
+
+@on_sqlite
 @pytest.mark.usefixtures("only_when_woken")
 def test_a_retry_can_be_waited_for(
     app: OpenAPI, services: Services, api: Caller, submit: Submit, worker: Worker
@@ -287,7 +309,7 @@ def test_what_happens_between_a_look_and_the_wait_is_not_missed(
     url = submit()["urls"]["self"]
     until: Callable[..., Any] = Waiting.until
 
-    def ends_after_a_look(self: Waiting, job_id: str, seconds: float, read: Any, enough: Any) -> Any:
+    def ends_after_a_look(self: Waiting, job_id: str, seconds: float, read: Any, enough: Any, **rest: Any) -> Any:
         looks = 0
 
         def look() -> Any:
@@ -300,7 +322,7 @@ def test_what_happens_between_a_look_and_the_wait_is_not_missed(
                 self.wake(job_id)  # a hint of nothing: it looks again
             return found
 
-        return until(self, job_id, seconds, look, enough)
+        return until(self, job_id, seconds, look, enough, **rest)
 
     monkeypatch.setattr(Waiting, "until", ends_after_a_look)
     assert Asking(app, "GET", url, headers=WAIT).answer().json["status"] == "succeeded"

@@ -14,6 +14,7 @@ from shared.announcements import Listener
 from shared.database import Database, now
 from shared.tables import projects
 from tests import lives
+from tests.service import eventually
 from worker.feed import Feed
 
 
@@ -45,6 +46,10 @@ def waiting(places: int = 2) -> Waiting:
         ("respond-async, wait=3", 3),
         ("wait=3; foo=bar", 3),
         ("wait=1, wait=2", 1),
+        ('foo="a, wait=5, b"', None),
+        ('foo="a, wait=5, b", wait=3', 3),
+        ('foo="a\\", wait=5, b", wait=3; bar="x, y", wait=4', 3),
+        ('foo="a, wait=5', None),
         ("wait", None),
         ("wait=", None),
         ("wait=-1", None),
@@ -188,6 +193,27 @@ def test_a_stream_whose_client_has_hung_up_is_over(standing_now: Standing) -> No
     places.join()
 
 
+def test_a_wait_whose_client_hangs_up_after_a_look_gives_its_place_back(standing_now: Standing) -> None:
+    """And the next look-out sees it: nothing else wakes the wait, whose job stands still."""
+    places = Waiting(SilentListener, standing_now, 1, 2)
+    ours, theirs = socket.socketpair()
+    reads = threading.Event()
+    with ours, theirs:
+        thread = threading.Thread(
+            target=places.until, args=("job_a", 60, reads.set, bool), kwargs={"connection": ours}, daemon=True
+        )
+        thread.start()
+        assert reads.wait(20)
+        eventually("it has been looked at, and stands still", lambda: len(standing_now.asked) > 3, 20)
+        assert thread.is_alive()
+        theirs.close()
+        thread.join(20)
+        assert not thread.is_alive()
+    assert places.until("job_b", 0, lambda: "queued", lambda found: False) == ("queued", True)
+    places.close()
+    places.join()
+
+
 def test_streams_and_waits_have_places_apart() -> None:
     places = Waiting(SilentListener, lambda subjects: {}, 1, 1)
     stream = places.stream("job_a", None)
@@ -216,6 +242,21 @@ def test_it_is_seen_how_far_jobs_and_feeds_have_come(database: Database, monkeyp
 def test_a_wait_ends_with_its_time() -> None:
     found, waited = waiting().until("job_a", 0.05, lambda: "running", lambda found: False)
     assert (found, waited) == ("running", True)
+
+
+def test_when_the_database_goes_away_a_wait_ends_with_what_was_read_last() -> None:
+    places, answers = waiting(), ["running"]
+
+    def read() -> str:
+        places.wake("job_a")  # the next look comes at once
+        if answers:
+            return answers.pop()
+        raise OperationalError("SELECT", None, Exception("it is away"))
+
+    assert places.until("job_a", 60, read, lambda found: False, known="queued") == ("running", True)
+    assert places.until("job_a", 60, read, lambda found: False, known="queued") == ("queued", True)
+    with pytest.raises(OperationalError):
+        places.until("job_a", 60, read, lambda found: False)
 
 
 def test_when_no_place_is_free_the_answer_comes_at_once() -> None:

@@ -10,8 +10,6 @@ from bench.measurements import MEASUREMENTS, SMALLEST, rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-#: Not offered by every version of the service.
-MAY_BE_ABSENT = {"news_p50", "news_p99", "news_places"}
 #: What the baseline does not offer.
 OURS_ALONE = {"news_places", *(row.key for name in ("streams", "webhooks", "feed") for row in MEASUREMENTS[name].rows)}
 
@@ -34,7 +32,7 @@ def test_the_table_has_a_number_in_every_row(capsys: pytest.CaptureFixture[str])
         unit, better, ours, theirs, _ = cells_of(output.out, row.title)
         assert (unit, better) == (row.unit, row.better)
         assert re.match(r"\d", theirs) or row.key in OURS_ALONE, row
-        assert re.match(r"\d", ours) or row.key in MAY_BE_ABSENT, row
+        assert re.match(r"\d", ours), row
     assert set(psutil.Process().children()) <= before  # nothing is left running
 
 
