@@ -27,13 +27,13 @@ from tests.service import eventually
 def test_the_next_request_of_a_client_who_asks_at_once_is_answered_by_the_same_thread(
     sent: int, alive: bool, requests: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answered = []
+    answered: list[bytes] = []
 
     def answer(_worker: object, connection: SimpleNamespace) -> bool:
         answered.append(connection.sock.recv(1, socket.MSG_DONTWAIT) if answered else b"")
         return True  # the connection may be used again
 
-    monkeypatch.setattr(server.ThreadWorker, "handle", answer)
+    monkeypatch.setattr("api.server.ThreadWorker.handle", answer)
     worker = object.__new__(server.Worker)
     worker.cfg, worker.alive = SimpleNamespace(is_ssl=False), alive
     client, ours = socket.socketpair()
