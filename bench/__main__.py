@@ -1,4 +1,5 @@
-"""`./dev bench [--quick] [--only NAME] [--database sqlite|postgresql]`: one table, Darkroom beside the baseline.
+"""`./dev bench [--quick] [--only NAME ...] [--runs N] [--database sqlite|postgresql]`: one table, Darkroom beside the
+baseline, as it usually is and with as many slots.
 
 Each run starts one system afresh, measures everything with it, and ends it; the systems take turns (A B A B). All
 of it, load and vendor included, shares the machine's cores.
@@ -12,6 +13,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from bench.machine import description
 from bench.measurements import FULL, MEASUREMENTS, QUICK, Absent, Sizes, rows
 from bench.outside import Vendor, run_load
 from bench.processes import Processes
-from bench.systems import Baseline, Darkroom, System
+from bench.systems import Baseline, Darkroom, System, ThreadedBaseline
 
 Say = Callable[[str], None]
 
@@ -30,7 +32,7 @@ class Bench:
     """The runs, and what they found. `names`: the measurements; `say`: tells how far it is."""
 
     def __init__(self, databases: Databases, sizes: Sizes, names: Sequence[str], say: Say) -> None:
-        self._starts: tuple[Callable[[], System], ...] = (lambda: Darkroom(databases), Baseline)
+        self._starts: tuple[Callable[[], System], ...] = (lambda: Darkroom(databases), Baseline, ThreadedBaseline)
         self._sizes = sizes
         self._names = names
         self._say = say
@@ -62,7 +64,8 @@ class Bench:
             self.failures.append(f"{where}: {error}")
 
     def table(self) -> str:
-        return table(rows(self._names, self._sizes), (Darkroom.title, Baseline.title), self.values)
+        titles = [system.title for system in (Darkroom, Baseline, ThreadedBaseline)]
+        return table(rows(self._names, self._sizes), titles, self.values)
 
 
 def load_alone(folder: Path, seconds: float) -> str:
@@ -83,14 +86,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="./dev bench", description="How fast: Darkroom beside a plain Flask + Celery."
     )
     parser.add_argument("--quick", action="store_true", help="one short run of each")
-    parser.add_argument("--only", choices=MEASUREMENTS, help="one measurement")
+    parser.add_argument("--only", choices=MEASUREMENTS, nargs="+", help="some measurements")
+    parser.add_argument("--runs", type=int, help="of each system, and of each measurement")
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite", help="Darkroom's")
     wanted = parser.parse_args(arguments)
     # As with Ctrl-C: everything that was started is ended.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    names = [wanted.only] if wanted.only else list(MEASUREMENTS)
+    names = [name for name in MEASUREMENTS if name in (wanted.only or MEASUREMENTS)]
+    sizes = QUICK if wanted.quick else FULL
+    if wanted.runs:
+        sizes = replace(sizes, runs=wanted.runs, slow_runs=wanted.runs)
     try:
-        return report(QUICK if wanted.quick else FULL, names, wanted.database)
+        return report(sizes, names, wanted.database)
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130  # what a shell says of a program that Ctrl-C ended

@@ -51,12 +51,21 @@ def times_better(row: Row, ours: Sequence[float], theirs: Sequence[float]) -> st
     return f"{high / low:.2f}x" if low else "-"
 
 
-def table(rows: Sequence[Row], names: tuple[str, str], values: Mapping[tuple[str, str], Sequence[float]]) -> str:
-    """The whole table. `values` by (system's name, row's key); what is missing is shown as `-`."""
-    lines: list[tuple[str, ...]] = [("", "unit", "better", *names, "ahead")]
+def table(rows: Sequence[Row], names: Sequence[str], values: Mapping[tuple[str, str], Sequence[float]]) -> str:
+    """The whole table, ours first; each of the others is followed by how far ours is ahead of it.
+
+    `values` by (system's name, row's key); what is missing is shown as `-`.
+    """
+    ours, *others = names
+    heads = [head for other in others for head in (other, "ahead")]
+    lines: list[tuple[str, ...]] = [("", "unit", "better", ours, *heads)]
     for row in rows:
-        ours, theirs = (values.get((name, row.key), ()) for name in names)
-        lines.append((row.title, row.unit, row.better, cell(ours), cell(theirs), times_better(row, ours, theirs)))
+        mine = values.get((ours, row.key), ())
+        cells = [cell(mine)]
+        for other in others:
+            theirs = values.get((other, row.key), ())
+            cells += [cell(theirs), times_better(row, mine, theirs)]
+        lines.append((row.title, row.unit, row.better, *cells))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     lines.insert(1, tuple("-" * width for width in widths))
     return "\n".join(

@@ -43,7 +43,7 @@ class Sizes:
     many_delay: float
 
 
-FULL = Sizes(5, 2, 3.0, 100, 400, 200, 200, 3.0, 300, 100, 300, 60, 500, 2.0)
+FULL = Sizes(5, 3, 3.0, 100, 400, 200, 200, 3.0, 300, 100, 300, 60, 500, 2.0)
 QUICK = Sizes(1, 1, 1.5, 100, 200, 100, 200, 1.0, 300, 40, 300, 20, 500, 0.5)
 SMALLEST = Sizes(1, 1, 1.0, 5, 8, 4, 8, 0.2, 8, 4, 4, 2, 10, 0.2)
 
@@ -231,8 +231,8 @@ MEASUREMENTS: Mapping[str, Measurement] = {
         (
             Row("flight_time", "{in_flight} jobs at once, vendor at {delay:g} s, 1.2 MB: all done after", "s", "down"),
             Row("flight_most", "  most calls in flight", "calls", "up"),
-            Row("flight_rss", "  peak memory of web and workers, RSS", "MB", "down"),
-            Row("flight_pss", "  peak memory of web and workers, PSS", "MB", "down"),
+            Row("flight_rss", "  peak memory of all its processes, RSS", "MB", "down"),
+            Row("flight_pss", "  peak memory of all its processes, PSS", "MB", "down"),
         ),
         slow=True,
     ),

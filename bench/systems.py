@@ -76,8 +76,8 @@ class System(ABC):
         self.processes.start("redis", shlex.join([*redis, "--maxmemory-policy", "noeviction"]), {})
 
     def measured(self) -> list[subprocess.Popen[bytes]]:
-        """The processes of the system itself, without Redis, database and vendor."""
-        return [process for name, process in self.processes.running.items() if name not in ("redis", "vendor")]
+        """The processes of the system, without its database's, if that has any, and without the vendor."""
+        return [process for name, process in self.processes.running.items() if name != "vendor"]
 
     def __enter__(self) -> Self:
         try:
@@ -187,3 +187,14 @@ class Baseline(System):
         }
         (self.folder / "baseline.json").write_text(json.dumps(config))
         return self.folder
+
+
+class ThreadedBaseline(Baseline):
+    """The same app with as many slots as Darkroom has, in one process. Celery's default is a process for each."""
+
+    title = "with 200 threads"
+    slots = 200
+
+    def __init__(self, **transport: float) -> None:
+        super().__init__(**transport)
+        self.lines["worker"] = self.lines["worker"].replace("-P prefork -c 8", f"-P threads -c {self.slots}")
