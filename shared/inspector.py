@@ -35,16 +35,23 @@ class _ChildGone(Exception):
     """The child did not take the picture: it had died before."""
 
 
+def _start(command: Sequence[str], theirs: socket.socket, ours: socket.socket) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, cwd=ROOT)
+    except OSError:
+        ours.close()
+        raise
+
+
 class _Child:
     def __init__(self, command: Sequence[str], seconds: float) -> None:
         """Start one and wait until it is ready, for so long; raises InspectorAway."""
-        self.socket, theirs = socket.socketpair()
         try:
+            # One socket in place of two pipes: `sendall` and `recv` with a timeout are bounded on both ways.
+            self.socket, theirs = socket.socketpair()
             with theirs:
-                # One socket in place of two pipes: `sendall` and `recv` with a timeout are bounded on both ways.
-                self.process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, cwd=ROOT)
+                self.process = _start(command, theirs, self.socket)
         except OSError as error:
-            self.socket.close()
             raise InspectorAway(f"no process to judge pictures could be started: {error.strerror}") from error
         try:
             self._receive(time.monotonic() + seconds)

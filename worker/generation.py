@@ -155,6 +155,8 @@ class Generation:
                 self._let_go(claim)
             try:
                 self._settle(claim, outcome, entry, verdict, began)
+            except _Left:
+                raise
             except Exception:
                 if entry is not None:
                     self._hand_back(entry)  # paid for: whatever went wrong here, Recovery offers it
@@ -220,6 +222,9 @@ class Generation:
             # A fault of ours must not cost the job its life, nor the thread its. Whether it was paid, nobody knows.
             log.exception("the attempt broke off")
             outcome = Failure(Kind.internal, Billed.unknown, "The worker failed; the fault is ours.")
+        if kept and isinstance(outcome, Failure) and outcome.kind == Kind.internal:
+            # The fault came between the picture and its judgement: it is here and paid, so it is looked at once more.
+            outcome = Unjudged(Kind.transient, Billed.yes, outcome.message)
         return outcome, kept[0] if kept else None
 
     def _hear(self, claim: Claim, permit: Permit, outcome: Picture | Failure) -> Verdict:

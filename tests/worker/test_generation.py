@@ -683,6 +683,24 @@ def test_a_picture_that_nobody_can_judge_is_held_until_somebody_can(
     assert spooled(tmp_path) == []
 
 
+@pytest.mark.parametrize("raised", [True, False], ids=["raised", "returned"])
+def test_a_fault_between_a_picture_and_its_judgement_costs_no_second_payment(
+    bench: Bench, spool: Spool, tmp_path: Path, raised: bool
+) -> None:
+    job = submit(bench.database)
+
+    def receive_and_break() -> Failure:
+        backend.receive()
+        if raised:
+            raise OSError("too many open files")
+        return Failure(Kind.internal, Billed.unknown, "the backend failed; the fault is ours")
+
+    backend = ScriptedBackend(receive_and_break)
+    bench.generation(backend, spool).work()
+    assert job_row(bench.database, job.id).status == Status.succeeded
+    assert len(backend.seen) == 1 and backend.judged == [DATA] and spooled(tmp_path) == []
+
+
 def test_a_picture_that_is_judged_late_may_still_be_bad(bench: Bench, spool: Spool, tmp_path: Path) -> None:
     job = submit(bench.database)
     backend = ScriptedBackend(UNJUDGED)
