@@ -69,11 +69,11 @@ class SqliteWriter:
                 _run(group.connection, "SAVEPOINT mine")
             try:
                 yield group.connection
+                if shared:
+                    _run(group.connection, "RELEASE mine")
             except BaseException:
                 self._take_back(group, shared)
                 raise
-            if shared:
-                _run(group.connection, "RELEASE mine")
             group.size += 1
             if not self._waiting or group.size >= self.AT_MOST:
                 self._commit(group)
