@@ -46,8 +46,7 @@ class BreakerWatch(Courier):
         return self._known.get(backend) if self._is_fresh() else None
 
     def open_for(self, backend: str) -> float:
-        """In how many seconds this backend is tried again, if its breaker was open when it was read last, however long
-        ago: it does not close before. 0 otherwise."""
+        """In how many seconds this backend is tried again, if its breaker was open when it was read last; else 0."""
         standing = self._known.get(backend)
         return 0.0 if standing is None else max(standing.open_for - (time.monotonic() - self._read_at), 0.0)
 

@@ -77,7 +77,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if connection.parser is None:
             connection.parser = TimelyParser(self.cfg, connection.sock, connection.client)
         kept = super().handle(connection)
-        while kept is True and self.alive and _sends_more(connection.sock):
+        # Not while others wait for a thread: whoever asks without a pause would keep his for ever.
+        while kept is True and self.alive and self.tpool._work_queue.empty() and _sends_more(connection.sock):
             kept = super().handle(connection)
         return kept
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -46,32 +46,50 @@ def whole_body(of: Request) -> bytes:
 
     Read once: it is not kept, as a request that waits for its job would keep it all the while.
     """
-    try:
-        _take_room(of)
-        data = of.get_data(cache=False)
-    except ClientDisconnected as error:
-        if isinstance(error.__context__, TimeoutError):  # server.py
-            raise Refused("too_slow", "Nothing was accepted.") from None
-        raise
-    except (HTTPException, Refused, MemoryError):
-        raise
-    except Exception as error:  # noqa: BLE001  each server has kinds of its own
-        # Chunks that are none. The server closes the connection: nobody knows where they end.
-        raise Refused("malformed", f"The body is not framed as HTTP says ({type(error).__name__}).") from None
+    data = _read_in_chunks(of) if "Transfer-Encoding" in of.headers else _read_at_once(of)
     if len(data) > most_bytes(of):
         raise RequestEntityTooLarge
     return data
 
 
-def _take_room(of: Request) -> None:
-    """For a body that is larger than most, or that may be: nobody knows the length of one in chunks before its end."""
-    most = most_bytes(of)
-    length = most if "Transfer-Encoding" in of.headers else of.content_length or 0
-    if not MOST_BYTES < length <= most:  # what is too large is not read at all
-        return
+def _read_at_once(of: Request) -> bytes:
+    length = of.content_length or 0
+    if MOST_BYTES < length <= most_bytes(of):  # what is too large is not read at all
+        _take_room(of, length)
+    return _read(lambda: of.get_data(cache=False))
+
+
+def _read_in_chunks(of: Request) -> bytes:
+    """Nobody knows the length before its end. Once there is more than most have, it may be as long as any."""
+    parts: list[bytes] = []
+    length, most = 0, most_bytes(of)
+    while part := _read(lambda: of.stream.read(65_536)):
+        if length <= MOST_BYTES < length + len(part) and most > MOST_BYTES:
+            _take_room(of, most)
+        parts.append(part)
+        length += len(part)
+    return b"".join(parts)
+
+
+def _read(step: Callable[[], bytes]) -> bytes:
+    """What a client sends, or what is said of it."""
+    try:
+        return step()
+    except ClientDisconnected as error:
+        if isinstance(error.__context__, TimeoutError):  # server.py
+            raise Refused("too_slow", "Nothing was accepted.") from None
+        raise
+    except (HTTPException, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001  each server has kinds of its own
+        # Chunks that are none. The server closes the connection: nobody knows where they end.
+        raise Refused("malformed", f"The body is not framed as HTTP says ({type(error).__name__}).") from None
+
+
+def _take_room(of: Request, length: int) -> None:
     g.room = current_app.extensions[_ROOM].take(length)
     if g.room is None:
-        while of.stream.read(65_536):  # who still sends does not see an answer, but that he is cut off
+        while _read(lambda: of.stream.read(65_536)):  # who still sends sees no answer, but that he is cut off
             pass
         said = "Others are sending as many large bodies as are read at once. Nothing was accepted."
         raise Refused("no_room", said, headers={"Retry-After": RETRY_AFTER})

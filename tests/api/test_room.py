@@ -54,13 +54,14 @@ def test_without_room_a_large_body_is_refused_and_what_is_small_is_not(api: Call
     assert api.post("/v1/jobs", json={"input": {"prompt": "a cat"}}).status_code == 202
 
 
-def test_of_what_comes_in_chunks_the_most_is_thought(api: Caller) -> None:
+def test_of_what_comes_in_chunks_the_most_is_thought_once_it_is_more_than_every_route_reads(api: Caller) -> None:
     chunks = {"headers": {"Transfer-Encoding": "chunked"}, "environ_overrides": {"wsgi.input_terminated": True}}
     fill(api, but_for=4 * 23_999_999)
-    assert large(api, 10, **chunks).json["code"] == "no_room"
+    assert large(api, 1_000_001, **chunks).json["code"] == "no_room"
+    assert large(api, 1_000_000, **chunks).json["code"] == "malformed", "it was read"
     assert api.post("/v1/endpoints", data=b" ", content_type="application/json", **chunks).json["code"] == "malformed"
     fill(api, but_for=4 * 24_000_000)
-    assert large(api, 10, **chunks).json["code"] == "malformed"
+    assert large(api, 1_000_001, **chunks).json["code"] == "malformed"
 
 
 def test_what_is_too_large_or_without_a_key_is_refused_before_room_is_asked_for(api: Caller, stranger: Caller) -> None:

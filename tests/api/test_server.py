@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,12 +21,12 @@ from tests.service import eventually
 
 
 @pytest.mark.parametrize(
-    ("sent", "alive", "requests"),
-    [(2, True, 3), (0, True, 1), (2, False, 1)],
-    ids=["more comes at once", "nothing comes", "it is to stop"],
+    ("sent", "alive", "others", "requests"),
+    [(2, True, 0, 3), (0, True, 0, 1), (2, False, 0, 1), (2, True, 1, 1)],
+    ids=["more comes at once", "nothing comes", "it is to stop", "others wait for a thread"],
 )
 def test_the_next_request_of_a_client_who_asks_at_once_is_answered_by_the_same_thread(
-    sent: int, alive: bool, requests: int, monkeypatch: pytest.MonkeyPatch
+    sent: int, alive: bool, others: int, requests: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answered: list[bytes] = []
 
@@ -37,9 +38,14 @@ def test_the_next_request_of_a_client_who_asks_at_once_is_answered_by_the_same_t
     worker = object.__new__(server.Worker)
     worker.cfg, worker.alive = SimpleNamespace(is_ssl=False), alive
     client, ours = socket.socketpair()
-    with client, ours:
+    with client, ours, ThreadPoolExecutor(1) as worker.tpool:
+        done = threading.Event()
+        for _ in range(1 + others):
+            worker.tpool.submit(done.wait)
+        eventually("one of them is at work", lambda: worker.tpool._work_queue.qsize() == others)
         client.sendall(b"x" * sent)
         assert worker.handle(SimpleNamespace(parser="made before", sock=ours)) is True
+        done.set()
     assert len(answered) == requests
 
 
