@@ -1,5 +1,6 @@
 """Fixtures that every room uses: both databases, migrated and empty, and a real Redis."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -29,6 +30,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         if fixtures & {"postgres", "redis_server"} or "postgresql" in parameters.values():
             item.add_marker(pytest.mark.slow)
+    # Those that wait for a minute or more without doing anything come first, shared out among the processes of the
+    # run: last of all, the whole run would wait for them.
+    waiting = [item for item in items if item.get_closest_marker("waits")]
+    rest = [item for item in items if not item.get_closest_marker("waits")]
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    shares = [rest[len(rest) * turn // count : len(rest) * (turn + 1) // count] for turn in range(count)]
+    items[:] = [item for turn, share in enumerate(shares) for item in waiting[turn::count] + share]
 
 
 @pytest.fixture(scope="session")
