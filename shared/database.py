@@ -106,13 +106,16 @@ class Database:
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         self._reading = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._writer = _sqlite_writer(url) if self.is_sqlite else None
+        #: Whether a write waits for other threads of this process as long as they take (on SQLite, where they take
+        #: turns). For who shows that the process goes on: if one of them never ends, that is to be seen.
+        self.patient = False
         #: Called after a commit with the ids of the jobs that moved in it. It must neither wait nor fail.
         self.after_commit: Callable[[list[str]], None] = lambda moved: None
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """One transaction that commits at the end of the block, or leaves nothing behind if the block raises."""
-        with self._writer.transaction() if self._writer else self.engine.begin() as connection:
+        with self._writer.transaction(self.patient) if self._writer else self.engine.begin() as connection:
             moved = connection.info["moved"] = []  # shared/jobs.py writes down here what it moves
             yield connection
         if moved:
@@ -129,6 +132,7 @@ class Database:
         twin = Database(self.url, connections=1, wait_seconds=self._wait_seconds)
         if self._writer:  # SQLite's one writer takes turns all the same
             twin._writer = self._writer
+        twin.patient = True
         return twin
 
     def close(self) -> None:

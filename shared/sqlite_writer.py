@@ -9,6 +9,7 @@ Without a lock in front of SQLite's own, which is polled and unfair, 115 of 2,40
 ended as `database is locked`; with it none, and faster.
 """
 
+import math
 import sqlite3
 import threading
 import time
@@ -54,15 +55,18 @@ class SqliteWriter:
         self._open: _Group | None = None
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
+    def transaction(self, patient: bool = False) -> Iterator[Connection]:
         """A transaction: committed when the block is left, or without a trace if the block raises.
 
         OperationalError if it could not begin in time: one deadline for all of the waiting, or the hundredth thread
-        behind another process's lock would wait a hundred times as long as the first.
+        behind another process's lock would wait a hundred times as long as the first. `patient`: for other threads of
+        this process it waits as long as they take.
         """
         deadline = time.monotonic() + self._busy_seconds
-        self._wait_for_turn(deadline)
+        self._wait_for_turn(math.inf if patient else deadline)
         try:
+            if patient:
+                deadline = time.monotonic() + self._busy_seconds
             group = self._open or self._begin(deadline)
             shared = group.size > 0
             if shared:
@@ -86,7 +90,8 @@ class SqliteWriter:
         with self._counting:
             self._waiting += 1
         try:
-            in_time = self._turn.acquire(timeout=max(deadline - time.monotonic(), 0))
+            left = -1 if deadline == math.inf else max(deadline - time.monotonic(), 0)  # -1: for ever
+            in_time = self._turn.acquire(timeout=left)
         finally:
             with self._counting:
                 self._waiting -= 1

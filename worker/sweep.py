@@ -361,6 +361,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     database = Database(wanted.database_url, connections=2)
+    database.patient = True
     place = guards.Place(wanted, database, client(wanted))
     guards.wait_for_database(place, log.warning, stop.wait)
     refusals, warnings = ([], []) if stop.is_set() else guards.at_start(place, guards.SWEEP)

@@ -18,8 +18,9 @@ def paused_worker(run: Run) -> None:
         run.until("a call is in flight", lambda: system.vendor.book()["in_flight"])
         fault = run.fault()
         system.freeze(system.worker)
-        fault.in_flight = run.calls_cut_off()  # some of them are the other worker's
         fault.killed_at, fault.in_hand = fault.at, system.taken(run.accepted)
+        # What it had claimed and not sent yet it sends when it goes on. Some of them are the other worker's.
+        fault.in_flight = max(run.calls_cut_off(), len(fault.in_hand))
         run.all_submitted()
         run.recovered(fault, RECOVERED_WITHIN)
         run.expect(fault.recovery(run.ended_at) < float("inf"), "another worker has finished before it goes on")

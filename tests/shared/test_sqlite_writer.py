@@ -239,3 +239,23 @@ def test_a_group_that_was_left_open_for_one_who_gives_up_is_committed_all_the_sa
     crowd.writer._turn = Turn()  # type: ignore[assignment]
     first, second = crowd.together(lambda: crowd.note(1))
     assert first.result(30) == [0] and isinstance(second.exception(30), AWAY)
+
+
+def test_the_heartbeat_waits_for_its_turn_as_long_as_it_takes_and_so_shows_that_a_thread_never_ends(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(sqlite_url)
+    assert database._writer is not None
+    monkeypatch.setattr(database._writer, "_busy_seconds", 0.05)
+    heartbeat = database.dedicated()
+
+    def beat() -> None:
+        with heartbeat.write() as tx:
+            tx.execute(text("SELECT 1"))
+
+    with closing(database), closing(heartbeat), ThreadPoolExecutor(1) as pool:
+        with database.write(), ThreadPoolExecutor(1) as other:
+            beating = pool.submit(beat)
+            assert isinstance(other.submit(lambda: database.write().__enter__()).exception(10), OperationalError)
+            assert not beating.done()
+        beating.result(10)
