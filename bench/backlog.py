@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from flask.testing import FlaskClient
@@ -21,7 +22,7 @@ from sqlalchemy import func, insert, select, text
 
 from api.app import build, open_services
 from bench.databases import Databases, PostgresDatabases, SqliteDatabases
-from bench.figures import number, percentile
+from bench.figures import cell, percentile
 from bench.machine import description
 from shared import jobs
 from shared.catalogue import MODELS
@@ -36,7 +37,6 @@ KEY = "dk_" + "b" * 40
 BODY = {"input": {"prompt": "a red fox", "seed": 7}}
 TERMS = Terms("bench", 3600, 3600, dict.fromkeys(MODELS, 0), 3)
 CLIENTS, CLAIMERS = 4, 16
-DEPTHS, QUICK_DEPTHS = (0, 10_000, 100_000, 1_000_000), (0, 1_000)
 CHUNK = 20_000
 NOT_DUE = 5  # one job in so many
 
@@ -185,24 +185,42 @@ ROWS = (
 )
 
 
-def run(databases: Databases, folder: Path, depths: Sequence[int], seconds: float, minute: float) -> Iterator[str]:
-    """The table, a line at a time once it is whole."""
-    columns: list[tuple[str, Figures]] = []
+@dataclass(frozen=True)
+class Sizes:
+    """How long the queues are, how often and how long each is measured, how old the old snapshot is. In seconds."""
+
+    depths: Sequence[int]
+    turns: int
+    seconds: float
+    minute: float
+
+
+FULL, QUICK = Sizes((0, 10_000, 100_000, 1_000_000), 3, 3.0, 60.0), Sizes((0, 1_000), 1, 0.5, 1.0)
+
+
+def run(databases: Databases, folder: Path, sizes: Sizes) -> Iterator[str]:
+    """The table, a line at a time once it is whole. The queues are measured in turns, as the machine is not always as
+    fast: one after the other, the last one looked slower by a third."""
+    columns: dict[str, list[Figures]] = {}
     with ExitStack() as stack:
         redis = RedisServer()
         redis.start()
         stack.callback(redis.close)
-        backlog = stack.enter_context(closing(Backlog(databases.make(folder), redis, seconds)))
-        before = 0
-        for depth in depths:
-            backlog.fill(depth - before)
-            before = depth
-            columns.append((f"{depth:,} waiting", backlog.measure()))
-        columns.append(("and an old snapshot", with_an_old_snapshot(backlog, minute)))
-    yield "| | " + " | ".join(name for name, _ in columns) + " |"
+        backlogs: dict[str, Backlog] = {}
+        for depth in sizes.depths:
+            its = folder / str(depth)
+            its.mkdir()
+            backlog = stack.enter_context(closing(Backlog(databases.make(its), redis, sizes.seconds)))
+            backlog.fill(depth)
+            backlogs[f"{depth:,} waiting"] = backlog
+        for _ in range(sizes.turns):
+            for name, backlog in backlogs.items():
+                columns.setdefault(name, []).append(backlog.measure())
+        columns["and an old snapshot"] = [with_an_old_snapshot(list(backlogs.values())[-1], sizes.minute)]
+    yield "| | " + " | ".join(columns) + " |"
     yield "| --- " * (len(columns) + 1) + "|"
     for key, title in ROWS:
-        cells = [number(figures[key]) for _, figures in columns]
+        cells = [cell([figures[key] for figures in measured]) for measured in columns.values()]
         yield f"| {title} | " + " | ".join(cells) + " |"
 
 
@@ -217,8 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         databases = SqliteDatabases(folder) if wanted.database == "sqlite" else PostgresDatabases()
         stack.callback(databases.close)
         _print(description(databases.description))
-        depths, seconds, minute = (QUICK_DEPTHS, 0.5, 1.0) if wanted.quick else (DEPTHS, 5.0, 60.0)
-        for line in run(databases, folder, depths, seconds, minute):
+        for line in run(databases, folder, QUICK if wanted.quick else FULL):
             _print(line)
     return 0
 
