@@ -295,3 +295,14 @@ def test_the_program_imports_nothing_that_makes_its_start_slow() -> None:
     script = "import shared.picture, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert not {"requests", "sqlalchemy", "urllib3", "celery", "numpy", "pydantic"} & set(loaded)
+
+
+def test_without_a_descriptor_for_a_process_the_picture_is_not_judged_and_nobody_is_to_blame(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_more(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("shared.inspector.socket.socketpair", no_more)
+    with pytest.raises(InspectorAway, match="Too many open files"):
+        Inspector(1).inspect(PNG)

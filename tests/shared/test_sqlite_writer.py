@@ -110,6 +110,20 @@ def test_a_group_ends_when_it_is_large_so_that_other_processes_get_their_turn(
     assert crowd.notes() == list(range(11))
 
 
+def test_what_sqlite_took_back_is_told_to_all_of_the_group_though_the_block_hides_it(crowd: Crowd) -> None:
+    """As it takes back the whole transaction where a write is interrupted."""
+
+    def hidden() -> None:
+        with crowd.database.write() as tx:
+            sqlite_writer._driver(tx).rollback()
+
+    first, one, hiding, two = crowd.together(lambda: crowd.note(1), hidden, lambda: crowd.note(2))
+    assert isinstance(hiding.exception(), OperationalError)
+    notes = crowd.notes()
+    for number, future in enumerate((first, one, two)):
+        assert (future.exception() is None) == (number in notes), number
+
+
 def test_a_transaction_that_raises_takes_back_its_own_part_and_no_others(crowd: Crowd) -> None:
     def half_done() -> None:
         with crowd.database.write() as tx:
