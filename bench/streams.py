@@ -4,7 +4,7 @@ import psutil
 
 from bench.outside import eventually
 from bench.systems import System
-from tests.servers import free_port
+from local.web import free_port
 
 #: What the process is called that is asked.
 ALONE = "api-alone"

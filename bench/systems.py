@@ -22,7 +22,7 @@ from bench.outside import Vendor, eventually, run_load
 from bench.processes import ROOT, Processes
 from local import procfile
 from local.embedded_redis import server_binary
-from tests.servers import free_port
+from local.web import free_port
 
 
 class System(ABC):

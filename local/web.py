@@ -2,11 +2,14 @@
 
 import http.client
 import json
+import random
 import socket
 from dataclasses import dataclass
 from typing import Any
 
 LOOPBACK = "127.0.0.1"
+#: Nobody else's sequence: processes that look for a port at once must not look at the same ones.
+_ANY = random.SystemRandom()
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,15 @@ def ask(port: int, method: str, path: str, *, key: str = "", body: object = None
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody has."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+    """A port of 127.0.0.1 that nobody has, nor gets by chance before a server has it.
+
+    Systems give connections a port from 32768 upwards (Linux) or 49152 (macOS, RFC 6335), so that one of those may be
+    taken in the moment between the question and the server's start.
+    """
+    while True:
+        port = _ANY.randrange(10_000, 32_768)
+        if why_not(port) is None:
+            return port
 
 
 def why_not(port: int) -> str | None:

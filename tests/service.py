@@ -18,12 +18,13 @@ import requests
 from sqlalchemy import select
 
 from local import procfile
+from local.web import free_port
 from sandbox.server import Sandbox
 from shared import settings
 from shared.database import Database
 from shared.tables import attempts, images
 from shared.tables import jobs as table
-from tests.servers import RedisServer, free_port
+from tests.servers import RedisServer
 
 ROOT = Path(__file__).parent.parent
 API_KEY = "dk_" + "drill" * 8

@@ -10,9 +10,10 @@ from socketserver import BaseRequestHandler, ThreadingTCPServer
 import pytest
 import redis
 
+from local.web import free_port
 from shared.database import AWAY, Database
 from tests.fault_proxy import BLACK_HOLE, FaultProxy, Toxics
-from tests.servers import PostgresServer, RedisServer, free_port
+from tests.servers import PostgresServer, RedisServer
 
 
 class Echo(BaseRequestHandler):

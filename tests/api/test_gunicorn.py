@@ -18,9 +18,10 @@ from gunicorn.config import Config  # type: ignore[import-untyped]
 
 from api.app import STREAM_PLACES, WAITING_PLACES
 from api.compat import dataoorts
+from local.web import free_port
 from shared.announcements import CHANNEL
 from tests.api.people import KEY
-from tests.servers import RedisServer, free_port
+from tests.servers import RedisServer
 from tests.service import eventually
 
 pytestmark = pytest.mark.slow
@@ -274,8 +275,8 @@ def test_with_every_place_taken_everybody_else_is_answered(server: tuple[subproc
 
 def test_wrong_settings_refuse_to_start_and_say_which() -> None:
     with gunicorn(free_port(), DARKROOM_SECRET_KEY="short", DARKROOM_REDIS_URL="http://x") as process:
-        output = process.communicate(timeout=30)[1]
-    assert process.returncode == 4
+        output = process.communicate(timeout=120)[1]
+    assert process.returncode == 4, output
     assert "DARKROOM_SECRET_KEY: must be 32 characters or more" in output and "DARKROOM_REDIS_URL: must start" in output
     assert "Traceback" not in output
 

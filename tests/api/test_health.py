@@ -11,12 +11,13 @@ from sqlalchemy import insert, text, update
 
 from api.app import create_app
 from api.services import Services
+from local.web import free_port
 from shared.breaker import Breaker, Reason, key, written
 from shared.database import now
 from shared.settings import Settings
 from shared.tables import workers
 from tests.api.people import KEY, Caller, client_with, on_sqlite
-from tests.servers import RedisServer, free_port
+from tests.servers import RedisServer
 from worker import presence
 from worker.presence import Progress
 

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import pytest
 
 from api.services import Services
+from local.web import free_port
 from shared import jobs as life
 from shared.announcements import client
 from shared.catalogue import MODELS
 from shared.progress import ProgressTeller, Report
 from shared.settings import Settings
 from tests.api.people import KEY, Caller, Submit, on_sqlite
-from tests.servers import free_port
 from tests.service import eventually
 
 pytestmark = on_sqlite

@@ -9,13 +9,13 @@ from sqlalchemy import update
 from api import queue as queue_file
 from api.app import create_app
 from api.services import Services
+from local.web import free_port
 from shared import jobs as life
 from shared.breaker import Breaker, Reason, key, written
 from shared.database import now
 from shared.settings import Settings
 from shared.tables import jobs, workers
 from tests.api.people import KEY, Caller, Submit, Worker, client_with, on_sqlite
-from tests.servers import free_port
 from worker import presence
 from worker.feed import Feed
 from worker.presence import Progress

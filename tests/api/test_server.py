@@ -14,9 +14,9 @@ import requests
 
 from api import server
 from api.server import TimelyReader
+from local.web import free_port
 from tests.api.people import KEY
 from tests.api.test_gunicorn import HEADERS, PATIENCE, gunicorn
-from tests.servers import free_port
 from tests.service import eventually
 
 

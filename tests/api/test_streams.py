@@ -18,6 +18,7 @@ import requests
 from sqlalchemy import delete, insert, update
 
 import migrations
+from local.web import free_port
 from shared import jobs as life
 from shared.announcements import Announcer, client
 from shared.catalogue import MODELS
@@ -30,7 +31,7 @@ from shared.tables import jobs as table
 from tests.api.people import KEY
 from tests.api.test_gunicorn import HEADERS, PATIENCE, gunicorn
 from tests.lives import TERMS, an_image
-from tests.servers import PostgresServer, RedisServer, free_port
+from tests.servers import PostgresServer, RedisServer
 from tests.service import eventually
 from worker.feed import Feed
 

@@ -11,10 +11,11 @@ from flask_openapi3.openapi import OpenAPI
 from api.app import build, open_services
 from api.services import Services
 from api.waiting import Waiting
+from local.web import free_port
 from shared.announcements import CHANNEL
 from shared.settings import Settings
 from tests.api.people import KEY, Caller, Submit, Worker, client_with, on_sqlite
-from tests.servers import RedisServer, free_port
+from tests.servers import RedisServer
 from tests.service import eventually
 
 BODY = {"input": {"prompt": "a cat"}}

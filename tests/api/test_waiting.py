@@ -86,7 +86,7 @@ def test_a_wait_is_woken_by_its_job_and_not_by_others() -> None:
         target=lambda: result.append(places.until("job_a", 60, read, lambda found: found == "succeeded"))
     )
     thread.start()
-    assert first_read.wait(10)
+    assert first_read.wait(60)
     places.wake("job_b")
     assert len(reads) == 1
     state = "succeeded"
@@ -139,12 +139,12 @@ def test_the_look_out_asks_for_all_at_once_and_wakes_who_is_concerned(standing_n
     taken = [places.stream(subject, None) for subject in ("job_a", "job_a", "job_b", "prj_a")]
     first, second, other, feed = [place for place in taken if place is not None]
     for place in (first, second, other, feed):
-        assert place.wait(20)
+        assert place.wait(60)
     standing_now.seen["prj_a"] = 8
-    assert feed.wait(20)
+    assert feed.wait(60)
     assert not any(place.bell.is_set() for place in (first, second, other))
     standing_now.seen["job_a"] = 2
-    assert first.wait(20) and second.wait(20)
+    assert first.wait(60) and second.wait(60)
     assert not other.bell.is_set() and not feed.bell.is_set()
     assert ["job_a", "job_b", "prj_a"] in standing_now.asked
     places.close()
@@ -155,7 +155,7 @@ def test_a_look_that_fails_is_followed_by_another(standing_now: Standing, caplog
     standing_now.trouble = [RuntimeError("a fault"), OperationalError("SELECT", None, Exception("it is away"))]
     places = Waiting(SilentListener, standing_now, 2, 2)
     place = places.stream("job_a", None)
-    assert place is not None and place.wait(20)
+    assert place is not None and place.wait(60)
     assert len(standing_now.asked) >= 3
     assert "nobody can look" in caplog.text and "a fault" in caplog.text
     places.close()
@@ -168,7 +168,7 @@ def test_the_look_out_ends_with_the_process_and_asks_nothing_while_nobody_waits(
     places.join()  # it never began
     places = Waiting(SilentListener, standing_now, 2, 2)
     place = places.stream("job_a", None)
-    assert place is not None and place.wait(20)
+    assert place is not None and place.wait(60)
     place.leave()
     standing_now.asked.clear()
     places.until("job_b", 0.2, lambda: False, bool)
@@ -186,10 +186,10 @@ def test_a_stream_whose_client_has_hung_up_is_over(standing_now: Standing) -> No
         place, neighbour = places.stream("job_none", ours), places.stream("job_none", other_end)
         assert place is not None and neighbour is not None
         theirs.close()
-        assert place.wait(20) and place.is_over
+        assert place.wait(60) and place.is_over
         states = [neighbour.is_over]
         places.close()
-        assert neighbour.wait(20) and [*states, neighbour.is_over] == [False, True]
+        assert neighbour.wait(60) and [*states, neighbour.is_over] == [False, True]
     places.join()
 
 
@@ -203,7 +203,7 @@ def test_a_wait_whose_client_hangs_up_after_a_look_gives_its_place_back(standing
             target=places.until, args=("job_a", 60, reads.set, bool), kwargs={"connection": ours}, daemon=True
         )
         thread.start()
-        assert reads.wait(20)
+        assert reads.wait(60)
         eventually("it has been looked at, and stands still", lambda: len(standing_now.asked) > 3, 20)
         assert thread.is_alive()
         theirs.close()
@@ -269,7 +269,7 @@ def test_when_no_place_is_free_the_answer_comes_at_once() -> None:
 
     thread = threading.Thread(target=places.until, args=("job_a", 60, read, bool))
     thread.start()
-    assert inside.wait(10)
+    assert inside.wait(60)
     assert places.until("job_b", 60, lambda: "running", lambda found: False) == ("running", False)
     leave.set()
     places.wake("job_a")
@@ -282,7 +282,7 @@ def test_every_wait_ends_when_the_process_stops() -> None:
     inside = threading.Event()
     thread = threading.Thread(target=places.until, args=("job_a", 60, inside.set, lambda found: False))
     thread.start()
-    assert inside.wait(10)
+    assert inside.wait(60)
     places.close()
     thread.join(10)
     assert not thread.is_alive()

@@ -15,7 +15,7 @@ from shared import settings
 
 ROOT = Path(__file__).parent.parent.parent
 #: Nothing here takes so long; a test that waits for it has failed.
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Program:

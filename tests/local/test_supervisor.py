@@ -103,8 +103,8 @@ def test_a_second_signal_does_not_wait_any_longer(tmp_path: Path) -> None:
 def test_kill_9_leaves_nothing_behind(tmp_path: Path) -> None:
     folder = write_procfile(tmp_path, web=FAMILY, deaf=DEAF)
     with running(KEEP, folder) as program:
-        program.until(r"child (\d+)")
-        program.until("deaf.*up$")
+        for _ in range(2):
+            program.until(r"child \d+|deaf.*up$")
         family = program.family()
         program.signal(signal.SIGKILL)
         eventually("all its processes are dead", lambda: not any(map(lives, family)))

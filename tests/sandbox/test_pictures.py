@@ -26,13 +26,13 @@ def test_two_equal_requests_at_once_paint_once() -> None:
     def paint() -> bytes:
         painted.append(1)
         begun.set()
-        assert finish.wait(5)
+        assert finish.wait(60)
         return b"picture"
 
     threads = [threading.Thread(target=lambda: got.append(pictures.get("key", paint)), daemon=True) for _ in range(8)]
     for thread in threads:
         thread.start()
-    assert begun.wait(5)
+    assert begun.wait(60)
     finish.set()
     for thread in threads:
         thread.join(1)

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import pytest
 from sqlalchemy import text, update
 
+from local.web import free_port
 from shared import file_systems, guards
 from shared.announcements import client
 from shared.database import Database, now
 from shared.guards import Finding, Level, Place
 from shared.settings import Settings
 from shared.tables import workers
-from tests.servers import RedisServer, free_port
+from tests.servers import RedisServer
 from worker import presence
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "guards.md").read_text()

@@ -11,9 +11,9 @@ from sqlalchemy import text
 
 import worker.app
 from local import procfile
+from local.web import free_port
 from shared import logs, settings
 from shared.database import Database
-from tests.servers import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -106,7 +106,7 @@ def test_a_database_that_is_away_at_the_start_is_waited_for_and_a_signal_ends_th
         assert any("waiting for the database: it does not answer" in line for line in process.stderr)
         assert process.poll() is None
         process.terminate()
-        process.wait(20)
+        process.wait(60)
     finally:
         process.kill()
         process.wait()

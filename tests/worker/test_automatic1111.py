@@ -14,10 +14,10 @@ import pytest
 import requests
 from PIL import Image
 
+from local.web import free_port
 from sandbox.server import Sandbox
 from shared.inspector import Inspector
 from shared.logs import TextFormatter
-from tests.servers import free_port
 from tests.worker.boxes import (
     AUTH,
     Connect,

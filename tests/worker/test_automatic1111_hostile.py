@@ -273,7 +273,7 @@ class Reporter:
 
     def draw(self, connection: socket.socket, _: bytes) -> None:
         self.drawing.set()
-        assert self.told_all.wait(20)
+        assert self.told_all.wait(60)
         connection.sendall(answer(200, drawn()))
 
     def progress(self, connection: socket.socket, _: bytes) -> None:

@@ -18,11 +18,11 @@ from typing import Any
 import psutil
 import pytest
 
+from local.web import free_port
 from shared.catalogue import DEFAULT_MODEL
 from shared.inspector import Inspector, InspectorAway
 from shared.logs import TextFormatter
 from shared.picture import Facts
-from tests.servers import free_port
 from tests.shared.pictures import jpeg_of_size, whole
 from tests.worker.stub_vendor import Script, StubVendor, answer, saying, saying_and_closing
 from worker import deadline

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from local.web import free_port
 from shared.database import Database
 from tests.drills import wrong_clock
-from tests.servers import RedisServer, free_port
+from tests.servers import RedisServer
 from tests.service import ROOT
 from worker import presence
 

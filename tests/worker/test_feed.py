@@ -13,6 +13,7 @@ from sqlalchemy import insert, select, update
 
 from api.app import build, open_services
 from api.auth import PREFIX_LENGTH, hash_key
+from local.web import free_port
 from shared import jobs
 from shared.database import AWAY, Database, now
 from shared.settings import Settings
@@ -20,7 +21,6 @@ from shared.tables import events, keys, projects
 from tests import lives
 from tests.api.people import Caller, client_with
 from tests.lives import SUBMISSION, TERMS
-from tests.servers import free_port
 from tests.service import eventually
 from worker.feed import Feed
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import update
 
+from local.web import free_port
 from shared import settings
 from shared.database import Database, now
 from shared.tables import workers
-from tests.servers import free_port
 from tests.service import ROOT
 from worker import health, presence
 from worker.presence import Progress

@@ -25,7 +25,7 @@ from worker.recovery import Recovery
 from worker.spool import Spool
 
 AWAY = OperationalError("SELECT", {}, Exception("connection refused"))
-PATIENCE = 20  # seconds
+PATIENCE = 60  # seconds
 
 
 class House:

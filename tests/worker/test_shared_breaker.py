@@ -17,10 +17,11 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from local.web import free_port
 from shared import breaker as shape
 from shared.breaker import BreakerBoard, Reason, State
 from tests.breakers import pass_time, stored
-from tests.servers import RedisServer, free_port
+from tests.servers import RedisServer
 from worker.backends.base import Billed, Failure, Kind
 from worker.breaker import ENOUGH_FAILURES, Permit
 from worker.shared_breaker import SharedBreaker

@@ -66,7 +66,7 @@ def worker(root: Path, step: str) -> Iterator[subprocess.Popen[bytes]]:
         if step in ("lives", "kept"):
             assert process.stdout.readline() == b"kept\n"
         if step != "lives":
-            assert process.wait(20) == -signal.SIGKILL
+            assert process.wait(60) == -signal.SIGKILL
         yield process
         process.kill()
 
