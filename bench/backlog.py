@@ -1,9 +1,9 @@
 """`./dev bench backlog [--database postgresql] [--quick]`: does a long queue make anything slower?
 
 The API in this process, with four clients, and claims by sixteen threads with a connection each, at 0, 10,000, 100,000
-and 1,000,000 waiting jobs. A fifth of them are not due, and stand first. And once more after a minute in which somebody
-read an older state, while jobs were claimed and put back: so PostgreSQL could clear no dead row away, and SQLite's log
-could not begin anew.
+and 1,000,000 waiting jobs. A fifth of them are not due, and stand first. And twice more after a minute in which somebody
+read an older state, while jobs were claimed and put back, at the pace of a worker and then as many as can be: so PostgreSQL
+could clear no dead row away, and SQLite's log could not begin anew.
 """
 
 import argparse
@@ -39,6 +39,8 @@ TERMS = Terms("bench", 3600, 3600, dict.fromkeys(MODELS, 0), 3)
 CLIENTS, CLAIMERS = 4, 16
 CHUNK = 20_000
 NOT_DUE = 5  # one job in so many
+#: What one worker claims in a second when its calls take two.
+USUAL_PACE = 100
 
 Figures = dict[str, float]
 
@@ -76,9 +78,9 @@ class Backlog:
         with self.database.write() as tx:
             take_as_long_as_it_needs(tx)
             tx.execute(table.update().where(~table.c.ready, table.c.ready_at.is_(None)).values(ready_at=now(86400)))
-        self._settle()
+        self.settle()
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """What a million inserts at once leave to be written and cleared away is done now, not while we measure."""
         todo = ["PRAGMA wal_checkpoint(TRUNCATE)", "ANALYZE"]
         if not self.database.is_sqlite:
@@ -100,13 +102,22 @@ class Backlog:
             "claim_p99": percentile(claims, 99) * 1000,
         }
 
-    def claims(self) -> list[float]:
-        """What a claim of one job takes, in seconds, with sixteen at once. The jobs are put back."""
-        taken: list[float] = []
-        end = time.monotonic() + self._seconds
+    def claims(self, per_second: float | None = None) -> list[float]:
+        """What a claim of one job takes, in seconds, with sixteen at once. The jobs are put back.
 
-        def work(_: int) -> None:
-            while time.monotonic() < end:
+        `per_second`: so many of all sixteen together; as many as can be without it.
+        """
+        taken: list[float] = []
+        start = time.monotonic()
+        end = start + self._seconds
+
+        def work(number: int) -> None:
+            due = start + number / per_second if per_second else start
+            while True:
+                time.sleep(max(due - time.monotonic(), 0))
+                if time.monotonic() >= end:
+                    break
+                due += CLAIMERS / per_second if per_second else 0
                 began = time.perf_counter()
                 with self.database.write() as tx:
                     claimed = jobs.claim(tx, "dataoorts", TERMS)
@@ -157,8 +168,9 @@ class Backlog:
         return taken
 
 
-def with_an_old_snapshot(backlog: Backlog, seconds: float) -> Figures:
+def with_an_old_snapshot(backlog: Backlog, seconds: float, claims_per_second: float | None) -> Figures:
     """The figures while somebody reads a state of so many seconds ago, and jobs were claimed and put back since."""
+    backlog.settle()
     newest = select(func.max(table.c.id))
     with closing(Database(backlog.database.url, connections=1)) as elsewhere, elsewhere.engine.connect() as old:
         if elsewhere.is_sqlite:
@@ -169,7 +181,7 @@ def with_an_old_snapshot(backlog: Backlog, seconds: float) -> Figures:
         seen = old.scalar(newest)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            backlog.claims()
+            backlog.claims(claims_per_second)
         figures = backlog.measure()
         assert old.scalar(newest) == seen, "it still reads what was then"
         old.rollback()
@@ -216,7 +228,9 @@ def run(databases: Databases, folder: Path, sizes: Sizes) -> Iterator[str]:
         for _ in range(sizes.turns):
             for name, backlog in backlogs.items():
                 columns.setdefault(name, []).append(backlog.measure())
-        columns["and an old snapshot"] = [with_an_old_snapshot(list(backlogs.values())[-1], sizes.minute)]
+        longest = list(backlogs.values())[-1]
+        for pace, said in ((USUAL_PACE, f"{USUAL_PACE} claims a second meanwhile"), (None, "as many as can be")):
+            columns[f"and an old snapshot, {said}"] = [with_an_old_snapshot(longest, sizes.minute, pace)]
     yield "| | " + " | ".join(columns) + " |"
     yield "| --- " * (len(columns) + 1) + "|"
     for key, title in ROWS:
