@@ -1,5 +1,6 @@
 """Ask a server of this machine; without the proxies that the environment may name, which know nothing of loopback."""
 
+import contextlib
 import http.client
 import json
 import random
@@ -9,7 +10,7 @@ from typing import Any
 
 LOOPBACK = "127.0.0.1"
 #: Nobody else's sequence: processes that look for a port at once must not look at the same ones.
-_ANY = random.SystemRandom()
+_ANY = random.Random()
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ def free_port() -> int:
     taken in the moment between the question and the server's start.
     """
     while True:
-        port = _ANY.randrange(10_000, 32_768)
-        if why_not(port) is None:
-            return port
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((LOOPBACK, _ANY.randrange(10_000, 32_768)))
+            return int(probe.getsockname()[1])
 
 
 def why_not(port: int) -> str | None:

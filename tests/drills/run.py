@@ -233,8 +233,10 @@ class Run:
         self.system.kill(self.system.worker)
         fault.killed_at = time.monotonic()
         before = self._cut_off.copy()
+        fault.in_hand = in_hand = self.system.taken(self.accepted)
+        # It may have had jobs whose clients don't know yet that they are accepted.
+        self.until("what it had is accepted", lambda: in_hand <= self.accepted.keys())
         fault.in_flight = self.calls_cut_off()
-        fault.in_hand = self.system.taken(self.accepted)
         called = self._cut_off - before
         fault.uncalled = sum(1 for job_id in fault.in_hand if not called[self.accepted[job_id]])
         self.system.start(self.system.worker)
