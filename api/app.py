@@ -41,7 +41,6 @@ from api.webhook_shapes import BODIES
 from shared import guards, logs, progress
 from shared.announcements import Announcer, Listener, client
 from shared.breaker import BreakerBoard
-from shared.catalogue import MODELS
 from shared.database import Database
 from shared.image_store import open_image_store
 from shared.inspector import Inspector
@@ -140,5 +139,5 @@ def build(services: Services) -> OpenAPI:
     app.extensions["darkroom.waiting"] = services.waiting  # for gunicorn.conf.py: waits end when the process stops
     app.extensions["darkroom.look_around"] = partial(look_around, services)
     backends = services.settings.backends
-    openapi.install(app, submission_body(MODELS, backends), call_body(MODELS, backends), *BODIES)
+    openapi.install(app, submission_body(backends), call_body(backends), *BODIES)
     return app

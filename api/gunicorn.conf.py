@@ -11,6 +11,7 @@ from typing import Any
 from gunicorn.config import Config  # type: ignore[import-untyped]
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 
+import api.app  # noqa: F401  loaded once, before the processes are forked: they share its memory and its second of CPU
 from api.server import Worker
 from shared import logs, settings
 

@@ -40,7 +40,7 @@ def larger_bodies(backends: Collection[str]) -> dict[str, int]:
 def routes(services: Services) -> APIBlueprint:
     settings, database = services.settings, services.database
     blueprint = APIBlueprint("jobs", __name__, url_prefix="/v1", abp_tags=[Tag(name="jobs")], abp_security=KEY)
-    SubmitJob = submission_body(MODELS, settings.backends)  # noqa: N806  a class
+    SubmitJob = submission_body(settings.backends)  # noqa: N806  a class
 
     @blueprint.post(
         "/jobs",

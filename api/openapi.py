@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from copy import deepcopy
+from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -148,11 +149,15 @@ def _tell_the_truth(parameter: dict[str, Any]) -> None:
 
 def install(app: OpenAPI, *bodies: type[BaseModel]) -> None:
     """Serve the document and the page. Both without a key: they hold nothing of anybody's."""
-    text = json.dumps(document(app, *bodies))
+
+    @cache
+    def text() -> str:
+        """Made when somebody asks for it: it takes longer than all else that the API does at its start."""
+        return json.dumps(document(app, *bodies))
 
     @app.route("/openapi.json", methods=["GET"])
     def openapi_json() -> Response:
-        return Response(text, content_type="application/json")
+        return Response(text(), content_type="application/json")
 
     @app.route("/docs", methods=["GET"])
     def docs() -> Response:

@@ -5,7 +5,7 @@ The same shapes check the request and describe it in OpenAPI, so that neither ca
 
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, Union
 
 from flask import g
@@ -75,13 +75,13 @@ class Submission(BaseModel):
     )
 
 
-def submission_body(models: Mapping[str, Model], backends: Iterable[str]) -> type[RootModel[Any]]:
-    """The shape of the submit body for these models, as far as one of these backends serves them."""
-    enabled = list(backends)
+@cache
+def submission_body(backends: tuple[str, ...]) -> type[RootModel[Any]]:
+    """The shape of the submit body, for the models that one of these backends serves."""
     shapes = [
-        Annotated[_shape(model, served_by, altering.shape_of(model, models, enabled)), Tag(model.name)]
-        for model in models.values()
-        if (served_by := [backend for backend in enabled if backend in model.backends])
+        Annotated[_shape(model, served_by, altering.shape_of(model, MODELS, backends)), Tag(model.name)]
+        for model in MODELS.values()
+        if (served_by := [backend for backend in backends if backend in model.backends])
     ]
 
     class SubmitJob(RootModel[Any]):

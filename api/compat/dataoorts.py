@@ -29,7 +29,6 @@ from api.schemas import NoQuery
 from api.services import Services
 from api.submission import submission_body, submit
 from shared import logs
-from shared.catalogue import MODELS
 from shared.errors import JobErrorCode
 from shared.standing import TERMINAL
 from shared.tables import Status
@@ -79,8 +78,8 @@ ENDS: Mapping[str, tuple[int, int]] = {
 def routes(services: Services) -> APIBlueprint:
     blueprint = APIBlueprint("dataoorts", __name__, abp_tags=[Tag(name="as the vendor")], abp_security=KEY)
     blueprint.after_app_request(_speak_as_the_vendor)
-    VendorCall = call_body(MODELS, services.settings.backends)  # noqa: N806  a class
-    SubmitJob = submission_body(MODELS, services.settings.backends)  # noqa: N806  a class
+    VendorCall = call_body(services.settings.backends)  # noqa: N806  a class
+    SubmitJob = submission_body(services.settings.backends)  # noqa: N806  a class
     free = threading.BoundedSemaphore(PLACES)
 
     @blueprint.post(

@@ -1,7 +1,7 @@
 """The vendor's call and its answers, as shapes: the calls made from the catalogue, with the vendor's own names."""
 
 import re
-from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, RootModel, Tag, WithJsonSchema, create_model
@@ -57,9 +57,10 @@ class VendorProblem(BaseModel):
 ANSWERS: tuple[type[BaseModel], ...] = (VendorPicture, VendorProblem)
 
 
-def call_body(models: Mapping[str, Model], backends: Iterable[str]) -> type[RootModel[Any]]:
-    """The shape of a call of these models, as far as one of these backends serves them."""
-    served = [model for model in models.values() if not set(model.backends).isdisjoint(backends)]
+@cache
+def call_body(backends: tuple[str, ...]) -> type[RootModel[Any]]:
+    """The shape of a call, for the models that one of these backends serves."""
+    served = [model for model in MODELS.values() if not set(model.backends).isdisjoint(backends)]
     shapes = [Annotated[_shape(model), Tag(model.name)] for model in served]
 
     class VendorCall(RootModel[Any]):
