@@ -2,8 +2,10 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
+from itertools import accumulate, groupby
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -30,13 +32,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         if fixtures & {"postgres", "redis_server"} or "postgresql" in parameters.values():
             item.add_marker(pytest.mark.slow)
-    # Those that wait for a minute or more without doing anything come first, shared out among the processes of the
-    # run: last of all, the whole run would wait for them.
-    waiting = [item for item in items if item.get_closest_marker("waits")]
-    rest = [item for item in items if not item.get_closest_marker("waits")]
-    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    shares = [rest[len(rest) * turn // count : len(rest) * (turn + 1) // count] for turn in range(count)]
-    items[:] = [item for turn, share in enumerate(shares) for item in waiting[turn::count] + share]
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
+    if processes:
+        items[:] = _shared_out(items, processes)
+
+
+def _shared_out(items: list[pytest.Item], processes: int) -> list[pytest.Item]:
+    """In the order in which each of several processes has something to do to the end, and both cores too.
+
+    Each process gets a part of equal length. The long tests stand first in each: last of all, the whole run would wait for
+    them. Drills wait for most of their time and the others work, so they follow one another, between two files.
+    """
+    long = [item for item in items if item.get_closest_marker("long")]
+    rest = [item for item in items if not item.get_closest_marker("long")]
+    drills = [item for item in rest if item.path.parent.name == "drills"]
+    others = [item for item in rest if item.path.parent.name != "drills"]
+    by_drill = groupby(drills, lambda item: item.path if item.get_closest_marker("together") else item.nodeid)
+    spread = [*_spread(by_drill), *_spread(groupby(others, lambda item: item.path))]
+    mixed = [item for _, block in sorted(spread, key=itemgetter(0)) for item in block]
+    parts = [mixed[len(mixed) * turn // processes : len(mixed) * (turn + 1) // processes] for turn in range(processes)]
+    return [item for turn, part in enumerate(parts) for item in long[turn::processes] + part]
+
+
+def _spread(blocks: Iterable[tuple[object, Iterable[pytest.Item]]]) -> list[tuple[float, list[pytest.Item]]]:
+    """Each with its place among them, between 0 for the first test and 1 for the last one."""
+    listed = [list(block) for _, block in blocks]
+    ends = list(accumulate(map(len, listed)))
+    return [((end - len(block) / 2) / ends[-1], block) for end, block in zip(ends, listed, strict=True)]
 
 
 @pytest.fixture(scope="session")

@@ -119,7 +119,8 @@ class PostgresServer:
         """The name of a new database, copied from a template."""
         self._databases += 1
         name = f"t{self._databases}"
-        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        # Files are copied rather than logged: a third of the time, where nothing is fsynced.
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
         return name
 
     def drop(self, database: str) -> None:

@@ -153,6 +153,7 @@ def with_our_formats(url: str) -> dict[str, Any]:
     return dict(json.loads(requests.get(f"{url}/openapi.json", timeout=30).text, object_hook=of_our_format))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)  # a thousand requests and more, on machines that are busy
 def test_the_document_holds_what_it_promises(url: str) -> None:
     config = schemathesis.Config.from_dict({"base-url": url, **SETTINGS})

@@ -8,7 +8,7 @@ import pytest
 from bench.__main__ import report
 from bench.measurements import MEASUREMENTS, SMALLEST, rows
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
 
 #: What the baseline does not offer.
 OURS_ALONE = {"news_places", *(row.key for name in ("streams", "webhooks", "feed") for row in MEASUREMENTS[name].rows)}

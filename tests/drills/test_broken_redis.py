@@ -15,6 +15,7 @@ def slots(running: Service) -> int:
     return int(running._lines["worker-dataoorts"].split("-c ")[1].split()[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
 def test_a_worker_with_every_slot_taken_lives_through_a_restart_of_redis(
     running_on_sqlite: Service, how: signal.Signals

@@ -6,7 +6,7 @@ import pytest
 
 from tests.drills.killed_senders import SHORT, killed_senders
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def test_every_event_arrives_although_their_sender_is_killed_in_the_middle(tmp_path: Path, sqlite_url: str) -> None:

@@ -21,7 +21,7 @@ from tests.drills import deadlock
 from tests.fault_proxy import BLACK_HOLE, FaultProxy
 from tests.service import ROOT, Service, eventually, service
 
-pytestmark = [pytest.mark.slow, pytest.mark.waits, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 WORKER = "worker-dataoorts"
 

@@ -8,7 +8,7 @@ import pytest
 from tests.drills.vendor_outage import SHORT, WEATHERS, Weather, table, vendor_outage
 from tests.service import Service, service
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.together]
 
 
 @pytest.fixture(scope="module")

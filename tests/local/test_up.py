@@ -82,6 +82,7 @@ def test_the_real_service_comes_up_and_its_curl_lines_work(tmp_path: Path) -> No
     assert len(family) >= 8  # redis, sandbox, gunicorn and its two, worker, sweep, guard
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_worker_that_was_stopped_is_killed_and_started_again(tmp_path: Path) -> None:
     """SIGSTOP: it is there, and can't see itself that it does nothing."""

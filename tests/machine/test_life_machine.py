@@ -328,6 +328,7 @@ class LifeMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(0 if LONG else 600)
 def test_the_promises_hold_whatever_happens_in_whatever_order(house: House) -> None:
     class Here(LifeMachine): ...
