@@ -1,9 +1,9 @@
 """`./dev bench backlog [--database postgresql] [--quick]`: does a long queue make anything slower?
 
 The API in this process, with four clients, and claims by sixteen threads with a connection each, at 0, 10,000, 100,000
-and 1,000,000 waiting jobs. A fifth of them are not due, and stand first. And twice more after a minute in which somebody
-read an older state, while jobs were claimed and put back, at the pace of a worker and then as many as can be: so PostgreSQL
-could clear no dead row away, and SQLite's log could not begin anew.
+and 1,000,000 waiting jobs. A fifth of them are not due, and stand first. And twice more after a minute in which
+somebody read an older state, while jobs were claimed and put back, at the pace of a worker and then as many as can be:
+so PostgreSQL could clear no dead row away, and SQLite's log could not begin anew.
 """
 
 import argparse

@@ -40,8 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _shared_out(items: list[pytest.Item], processes: int) -> list[pytest.Item]:
     """In the order in which each of several processes has something to do to the end, and both cores too.
 
-    Each process gets a part of equal length. The long tests stand first in each: last of all, the whole run would wait for
-    them. Drills wait for most of their time and the others work, so they follow one another, between two files.
+    Each process gets a part of equal length. The long tests stand first in each: last of all, the whole run would wait
+    for them. Drills wait for most of their time and the others work, so they follow one another, between two files.
     """
     long = [item for item in items if item.get_closest_marker("long")]
     rest = [item for item in items if not item.get_closest_marker("long")]

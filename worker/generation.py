@@ -90,7 +90,8 @@ class Generation:
         self._tell = tell
         self._in_hand: dict[tuple[str, int], Mapping[str, Any]] = {}
         self._breaker = breaker or SharedBreaker(backend.name)
-        self._permits: dict[tuple[str, int], Permit] = {}
+        #: By claim: what the breaker allowed, and since when it is held.
+        self._taken: dict[tuple[str, int], tuple[Permit, float]] = {}
         self._max_attempts = max_attempts
         self._others = others
         self._stopping = stopping
@@ -113,6 +114,7 @@ class Generation:
         if not permit.calls:
             return []
         claims: list[Claim] = []
+        began = time.monotonic()
         try:
             compatible = self._backend.compatible(list(self._in_hand.values()))
             with self._database.write() as tx:
@@ -123,7 +125,7 @@ class Generation:
                 self._breaker.withdraw(permit)
         for claim in claims:
             self._in_hand[claim.job_id, claim.fence] = claim.input
-            self._permits[claim.job_id, claim.fence] = permit
+            self._taken[claim.job_id, claim.fence] = permit, began
         return claims
 
     @property
@@ -138,7 +140,7 @@ class Generation:
 
     def run_attempt(self, claim: Claim) -> None:
         """From a claim to its end, whatever that is."""
-        permit = self._permits.pop((claim.job_id, claim.fence), Permit(1))
+        permit, taken_at = self._taken.pop((claim.job_id, claim.fence), (Permit(1), time.monotonic()))
         its = {"job_id": claim.job_id, "attempt": claim.attempt, "request_id": claim.request_id}
         with logs.about(**its, backend=self._backend.name), self._leases.holding(claim), suppress(_Left):
             began = time.monotonic()
@@ -147,6 +149,9 @@ class Generation:
                 if self._stopping.is_set():
                     self._until_done(lambda: self._release(claim))
                     _tell(Outcome.canceled, Billed.no, "stopping", 0.0)
+                    return
+                if not self._until_done(lambda: self._may_send(claim, taken_at), said="waiting to send a call"):
+                    _tell(Outcome.canceled, Billed.no, "lease_lost", 0.0)
                     return
                 outcome, entry = self._generate(claim, starts_from)
                 verdict = self._hear(claim, permit, outcome)
@@ -239,6 +244,17 @@ class Generation:
         self._in_hand.pop((claim.job_id, claim.fence), None)
         if self._backend.capabilities.most_at_once > 1:
             self._more(1)
+
+    def _may_send(self, claim: Claim, taken_at: float) -> bool:
+        """Whether the job still is ours, if its claim was a while ago: a process that was stopped and goes on, or could
+        not read what the job starts from, would pay for what another worker makes. If not, nobody was asked."""
+        if time.monotonic() - taken_at < self._terms.lease_seconds / 2:
+            return True
+        with self._database.write() as tx:
+            if jobs.renew(tx, [(claim.job_id, claim.fence)], self._terms.lease_seconds):
+                return True
+            jobs.close_attempt(tx, claim.job_id, claim.attempt, Outcome.canceled, Billed.no)
+        return False
 
     def _judge(self, claim: Claim, data: bytes) -> Picture | Failure:
         """Of a picture that `generate` could not judge. Raises Unjudged if that still can't be."""

@@ -200,6 +200,28 @@ def test_who_is_asked_to_stop_claims_nothing_more_and_gives_back_what_it_has_not
     assert backend.seen == []
 
 
+def test_a_process_that_stood_still_after_its_claim_sends_nothing_for_a_job_that_is_anothers(
+    bench: Bench,
+) -> None:
+    lost, kept = submit(bench.database), submit(bench.database)
+    backend = ScriptedBackend(PICTURE)
+    generation = bench.generation(backend)
+    claims = generation._take(2)
+    with bench.database.write() as tx:
+        tx.execute(update(table).where(table.c.id == lost.id).values(lease_until=now(-1)))
+        assert jobs.rescue(tx, lost.id, 1, max_crashes=3) is Status.queued
+        jobs.close_attempt(tx, lost.id, 1, Outcome.unknown, Billed.unknown)
+    its_successor = claim_one(bench.database)
+    generation._taken = {its: (permit, taken_at - 15) for its, (permit, taken_at) in generation._taken.items()}
+    for claim in claims:
+        generation.run_attempt(claim)
+    assert [request.job_id for request in backend.seen] == [kept.id]
+    assert its_successor.job_id == lost.id and job_row(bench.database, lost.id).fence == its_successor.fence
+    assert bench.attempt(lost.id) == ("canceled", "no"), "what was unknown is known now"
+    assert job_row(bench.database, kept.id).status == Status.succeeded
+    assert generation._in_hand == {}
+
+
 def test_a_picture_that_comes_after_the_rescue_still_ends_the_job(bench: Bench) -> None:
     job = submit(bench.database)
 
