@@ -50,17 +50,24 @@ KINDS: Mapping[str, Kind] = {
     "unreadable_secret": Kind(409, "The secret cannot be read"),
     "removed": Kind(410, "The job's data were removed"),
     "too_large": Kind(413, "The body is too large"),
+    "uri_too_long": Kind(414, "The URL is too long"),
     "unsupported_media_type": Kind(415, "The body is of another type than is taken here"),
     "range_not_satisfiable": Kind(416, "The image has no such range"),
+    "expectation_failed": Kind(417, "What the header Expect asks for is not done here"),
     "invalid": Kind(422, "The request is not valid"),
     "idempotency_key_reused": Kind(422, "The Idempotency-Key stands for another request"),
     "queue_full": Kind(429, "As many jobs wait as there may be", retryable=True),
     "too_many_streams": Kind(429, "As many streams are open as there may be", retryable=True),
+    "headers_too_large": Kind(431, "The headers are too large"),
     "internal": Kind(500, "A fault of ours"),
+    "unknown_coding": Kind(501, "The transfer coding is not known here"),
     "no_room": Kind(503, "There is no room for a body so large now", retryable=True),
     "not_judged": Kind(503, "The picture can't be looked at now", retryable=True),
     "unavailable": Kind(503, "The database is away", retryable=True),
 }
+
+#: The media type of an error's body.
+PROBLEM = "application/problem+json"
 
 #: What Flask and Werkzeug refuse by themselves, in our words. Any other 4xx of theirs is a request that cannot be read.
 _BY_STATUS: Mapping[int, tuple[str, str]] = {
@@ -153,7 +160,8 @@ def _said(message: str) -> str:
     return message[0].upper() + message[1:] + "."
 
 
-def _answer(code: str, detail: str, errors: list[Mapping[str, str]], headers: Mapping[str, str]) -> Response:
+def problem(code: str, detail: str, request_id: str, errors: Iterable[Mapping[str, str]] = ()) -> str:
+    """The body of an answer (RFC 9457)."""
     kind = KINDS[code]
     body = {
         "type": f"urn:darkroom:error:{code}",
@@ -162,10 +170,15 @@ def _answer(code: str, detail: str, errors: list[Mapping[str, str]], headers: Ma
         "detail": detail,
         "code": code,
         "retryable": kind.retryable,
-        "request_id": g.request_id,
+        "request_id": request_id,
         **({"errors": errors} if errors else {}),
     }
-    return Response(json.dumps(body), kind.status, headers, content_type="application/problem+json")
+    return json.dumps(body)
+
+
+def _answer(code: str, detail: str, errors: list[Mapping[str, str]], headers: Mapping[str, str]) -> Response:
+    body = problem(code, detail, g.request_id, errors)
+    return Response(body, KINDS[code].status, headers, content_type=PROBLEM)
 
 
 def _refused(error: Refused) -> Response:

@@ -2,17 +2,31 @@
 heads as there are threads, from anybody, would be the end of the service.
 
 What is answered has no limit here: waits and streams are as long as they are.
+
+And what is no request that gunicorn can read is told so in the words of errors.py, not by a page.
 """
 
 import select
 import socket
 import time
+from contextlib import suppress
+from http import HTTPStatus
 from typing import Any
 
-from gunicorn.http.errors import NoMoreData  # type: ignore[import-untyped]
+from gunicorn.http.errors import (  # type: ignore[import-untyped]
+    ExpectationFailed,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    NoMoreData,
+    ParseException,
+    UnsupportedTransferCoding,
+)
 from gunicorn.http.parser import RequestParser  # type: ignore[import-untyped]
 from gunicorn.http.unreader import SocketUnreader  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
+from uuid_utils import uuid7
+
+from api.errors import KINDS, PROBLEM, problem
 
 #: From a head's first byte to its end. Less than the grace of a server that is told to stop (gunicorn.conf.py), so that
 #: none of them outlasts it.
@@ -24,6 +38,15 @@ SLOWEST = 100_000
 #: the one thread that watches them all: that way and back costs more than most answers, and a client that asks again
 #: at once need not wait for it.
 LINGER_SECONDS = 0.01
+#: What is said of each kind of error that gunicorn finds; the last is the base of all that a client can do wrong.
+_UNREAD = {
+    LimitRequestLine: ("uri_too_long", "The request's first line may have 8,190 bytes."),
+    LimitRequestHeaders: ("headers_too_large", "There may be 100 headers, of 8,190 bytes each."),
+    ExpectationFailed: ("expectation_failed", "`Expect: 100-continue` is, and nothing else."),
+    UnsupportedTransferCoding: ("unknown_coding", "Send the body whole, or in chunks."),
+    ParseException: ("malformed", "This is not HTTP/1.1 as RFC 9112 has it."),
+}
+_OURS = "internal", "It was written to the log under this request_id."
 
 
 class TimelyReader(SocketUnreader):  # type: ignore[misc]  # gunicorn comes without types
@@ -81,6 +104,25 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         while kept is True and self.alive and self.tpool._work_queue.empty() and _sends_more(connection.sock):
             kept = super().handle(connection)
         return kept
+
+    def handle_error(self, request: Any, client: socket.socket, address: Any, error: Exception) -> None:
+        """Answer what never got as far as the app. The log names no more than the kind of error: its words may quote
+        the request, with its key."""
+        request_id = uuid7().hex
+        code, detail = next((said for kind, said in _UNREAD.items() if isinstance(error, kind)), _OURS)
+        if code == _OURS[0]:
+            self.log.error("the request %s failed (%s)", request_id, type(error).__name__, exc_info=error)
+        else:
+            self.log.warning("the request %s could not be read (%s)", request_id, type(error).__name__)
+        kind, body = KINDS[code], problem(code, detail, request_id).encode()
+        head = (
+            f"HTTP/1.1 {kind.status} {HTTPStatus(kind.status).phrase}\r\nContent-Type: {PROBLEM}\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\nCache-Control: no-store\r\n"
+            f"X-Content-Type-Options: nosniff\r\nX-Request-Id: {request_id}\r\n\r\n"
+        )
+        with suppress(OSError):  # it has hung up
+            client.settimeout(HEAD_SECONDS)
+            client.sendall(head.encode() + body)
 
 
 def _sends_more(client: socket.socket) -> bool:

@@ -55,6 +55,29 @@ def gunicorn(
             pass
 
 
+def answers(process: subprocess.Popen[str], port: int) -> bool:
+    assert process.poll() is None
+    with suppress(requests.RequestException):  # it listens before it answers
+        return requests.get(f"http://127.0.0.1:{port}/healthz", timeout=5).ok
+    return False
+
+
+@pytest.fixture(scope="module")
+def one_server() -> Iterator[int]:
+    """The port of a server whose stores are away: for what never gets as far as them."""
+    port = free_port()
+    settings = {
+        "DARKROOM_API_KEY": KEY,
+        "DARKROOM_SECRET_KEY": "s" * 32,
+        "DARKROOM_DATABASE_URL": "sqlite:////nowhere/x",
+    }
+    with gunicorn(port, **settings) as process:
+        assert process.stderr is not None
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        eventually("the API answers", lambda: answers(process, port), 60)
+        yield port
+
+
 @pytest.fixture
 def server(
     database_url: str, redis_url: str, request: pytest.FixtureRequest
@@ -67,14 +90,7 @@ def server(
         "DARKROOM_SECRET_KEY": "s" * 32,
     }
     with gunicorn(port, *getattr(request, "param", ()), **settings) as process:
-
-        def answers() -> bool:
-            assert process.poll() is None
-            with suppress(requests.RequestException):  # it listens before it answers
-                return requests.get(f"http://127.0.0.1:{port}/healthz", timeout=5).ok
-            return False
-
-        eventually("the API answers", answers, 60)
+        eventually("the API answers", lambda: answers(process, port), 60)
         yield process, port
 
 
@@ -150,6 +166,31 @@ def sent_raw(port: int, data: bytes) -> tuple[int, dict[str, str], Any]:
     status, *lines = head.decode().split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
     return int(status.split()[1]), headers, json.loads(body)
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code"),
+    [
+        (b"GET /v1/jobs?metadata=" + b"x" * 8190 + b" HTTP/1.1\r\n\r\n", 414, "uri_too_long"),
+        (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 101 + b"\r\n", 431, "headers_too_large"),
+        (b"GET / HTTP/1.1\r\nA: " + b"x" * 9000 + b"\r\n\r\n", 431, "headers_too_large"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nExpect: a miracle\r\n\r\n", 417, "expectation_failed"),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: rot13\r\n\r\n", 501, "unknown_coding"),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: many\r\n\r\n", 400, "malformed"),
+        (b"GET /a\x01 HTTP/1.1\r\n\r\n", 400, "malformed"),
+        (b"a secret\r\n\r\n", 400, "malformed"),
+        (b"GET / HTTP/1.1\r\na secret: b\r\n\r\n", 400, "malformed"),
+        (b"GET / HTTP/9.9\r\n\r\n", 400, "malformed"),
+    ],
+    ids=lambda value: value[:24] + b".." if isinstance(value, bytes) else None,
+)
+def test_what_is_no_request_is_told_so_in_the_shape_of_every_error(
+    one_server: int, request_: bytes, status: int, code: str
+) -> None:
+    told, headers, problem = sent_raw(one_server, request_)
+    assert (told, problem["status"], problem["code"]) == (status, status, code)
+    assert headers["content-type"] == "application/problem+json" and headers["connection"] == "close"
+    assert headers["x-request-id"] == problem["request_id"] and problem["detail"] and "secret" not in str(problem)
 
 
 def in_chunks(path: str, body: bytes) -> bytes:
