@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,13 @@ PRODUCT = ("api", "worker", "shared", "sandbox", "local", "client", "bench", "mi
 
 def modules(*rooms: str) -> Iterator[tuple[str, ast.Module]]:
     for room in rooms:
-        for path in sorted((ROOT / room).rglob("*.py")):
-            yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
+        yield from modules_of(room)
+
+
+@cache
+def modules_of(room: str) -> tuple[tuple[str, ast.Module], ...]:
+    paths = sorted((ROOT / room).rglob("*.py"))
+    return tuple((str(path.relative_to(ROOT)), ast.parse(path.read_text())) for path in paths)
 
 
 def imports(tree: ast.Module) -> set[str]:

@@ -41,6 +41,7 @@ DATABASE_SECONDS = 23
 SECRETS = {"DARKROOM_SECRET_KEY": "0" * 32, "POSTGRES_PASSWORD": "0" * 32}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="no docker-compose here (a package of Debian)")
 @pytest.mark.parametrize("missing", [None, *SECRETS])
 def test_compose_itself_takes_the_file_with_its_secrets_and_not_without(tmp_path: Path, missing: str | None) -> None:

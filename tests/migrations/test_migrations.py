@@ -69,6 +69,7 @@ def empty(kind: str, path: Path, request: pytest.FixtureRequest) -> Database:
     return Database(server.url(server.new_database()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_two_that_start_at_once_do_no_harm(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     database = empty(kind, tmp_path / "new.db", request)

@@ -83,6 +83,7 @@ def test_a_client_that_has_its_answer_finds_itself_counted(sandbox: Sandbox) -> 
             assert (books["in_flight"], books["pictures"]) == (0, number)
 
 
+@pytest.mark.slow
 def test_two_hundred_calls_are_in_flight_at_once(sandbox: Sandbox) -> None:
     call(sandbox)  # painted before, so that only the delay takes time
     sandbox.reset_calls()

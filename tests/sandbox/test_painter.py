@@ -58,7 +58,7 @@ def test_the_parameters_are_written_into_the_file() -> None:
     assert (noted["made_by"], noted["prompt"], noted["seed"]) == ("sandbox", WISH.prompt, 7)
 
 
-@pytest.mark.parametrize("size", [(256, 256), (512, 512), (2048, 2048)])
+@pytest.mark.parametrize("size", [(256, 256), (512, 512), pytest.param((2048, 2048), marks=pytest.mark.slow)])
 def test_the_strip_that_says_sandbox_is_in_every_picture(size: tuple[int, int]) -> None:
     """Its yellow letters stand in the lowest part, as wide as 30 letters are."""
     image = opened(paint(replace(WISH, width=size[0], height=size[1])))

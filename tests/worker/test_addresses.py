@@ -77,6 +77,7 @@ def test_what_was_never_given_out_of_ipv6_is_refused(address: IPv6Address) -> No
     assert why_forbidden(address, [])
 
 
+@pytest.mark.slow
 @many
 @given(st.booleans().flatmap(lambda bad: forbidden_v4 if bad else st.ip_addresses(v=4)))
 def test_nat64_is_judged_as_the_address_that_it_carries(address: IPv4Address) -> None:

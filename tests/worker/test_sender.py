@@ -255,6 +255,7 @@ def test_an_end_that_the_database_would_not_take_is_written_down_when_it_is_back
     assert len(receiver.letters) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "least_tries"),
     [(12, 7), (300, 1)],  # so many wait there that, one at a time, not all had a try while it was down
