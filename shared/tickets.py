@@ -64,6 +64,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
             "socket_keepalive": True,
             "health_check_interval": 10,
             "max_connections": 50,
+            "priority_steps": [0],  # tickets have no priorities: one list a queue, not four
         },
         "worker_hijack_root_logger": False,
         "timezone": "UTC",
@@ -88,10 +89,9 @@ def put(app: Celery, work: str, *, at_most: int, up_to: int = ENOUGH) -> int:
     Returns how many found no room. Raises what kombu and redis-py raise while Redis is away.
     """
     task, arguments = (DELIVER_TASK, ()) if work == DELIVERIES else (TASK, (work,))
-    queue: Any = Queue(queue_of(work))  # celery-types knows neither queues in send_task nor what declaring returns
+    queue: Any = Queue(queue_of(work))  # celery-types knows no queues in send_task
     with app.producer_or_acquire() as producer:
-        waiting = queue(producer.channel).queue_declare().message_count
-        missing: int = max(min(at_most, up_to - waiting), 0)
+        missing: int = max(min(at_most, up_to - producer.channel.waiting(queue.name)), 0)
         for _ in range(missing):
             app.send_task(task, arguments, queue=queue, producer=producer, retry=False, ignore_result=True)
         return at_most - missing

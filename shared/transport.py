@@ -30,6 +30,19 @@ class Channel(redis.Channel):
     from_transport_options = (*redis.Channel.from_transport_options, "heard")
     #: Called when Redis answered a wait for tickets, which it does every second.
     heard: Callable[[], None] | None = None
+    _kept: Any = None
+
+    def waiting(self, queue: str) -> int:
+        """How many messages lie in it. `Queue.queue_declare` says it too, and takes five times as long."""
+        return int(self._create_client().llen(queue))
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        """One for all that is sent over the same connections: making one takes longer than what it is asked for."""
+        if asynchronous:
+            return super()._create_client(asynchronous=True)  # type: ignore[misc]
+        if self._kept is None or self._kept.connection_pool is not self.pool:
+            self._kept = super()._create_client()  # type: ignore[misc]
+        return self._kept
 
     def _brpop_read(self, **options: Any) -> Any:
         try:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -57,6 +58,27 @@ def test_tickets_never_exceed_enough(app: Celery, redis_server: RedisServer) -> 
     assert tickets.put(app, "dataoorts", at_most=10) == 0
     assert tickets.put(app, "dataoorts", at_most=10_000) == 10_010 - tickets.ENOUGH
     assert redis_server.client().llen(QUEUE) == tickets.ENOUGH
+
+
+def test_a_ring_is_two_commands_by_a_client_that_is_kept(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    tickets.put(app, "dataoorts", at_most=1)
+    made: list[redis.Redis] = []
+    sent: list[str] = []
+    make, send = redis.Redis.__init__, redis.Redis.execute_command
+
+    def noted_make(self: redis.Redis, *arguments: Any, **options: Any) -> None:
+        made.append(self)
+        make(self, *arguments, **options)
+
+    def noted_send(self: redis.Redis, *arguments: Any, **options: Any) -> Any:
+        sent.append(arguments[0])
+        return send(self, *arguments, **options)  # type: ignore[no-untyped-call]
+
+    monkeypatch.setattr(redis.Redis, "__init__", noted_make)
+    monkeypatch.setattr(redis.Redis, "execute_command", noted_send)
+    for _ in range(3):
+        tickets.put(app, "dataoorts", at_most=1)
+    assert made == [] and sent == ["LLEN", "LPUSH"] * 3
 
 
 def test_ringing_returns_at_once_while_redis_is_frozen(own_redis: RedisServer) -> None:
