@@ -1,11 +1,13 @@
-"""How long a client may take to send its request. gunicorn's threads wait for ever, a drip at a time: as many half-sent
-heads as there are threads, from anybody, would be the end of the service.
+"""How long a client may take to send its request, to take the answer, and to hang up. gunicorn's threads wait for ever,
+a drip at a time: as many half-sent heads, or unread answers, as there are threads, from anybody, would be the end of
+the service. And it waits for those who don't hang up in the one thread that watches all connections.
 
-What is answered has no limit here: waits and streams are as long as they are.
+How long an answer is worked at has no limit here: waits and streams are as long as they are.
 
 And what is no request that gunicorn can read is told so in the words of errors.py, not by a page.
 """
 
+import errno
 import select
 import socket
 import time
@@ -33,6 +35,8 @@ from api.errors import KINDS, PROBLEM, problem
 HEAD_SECONDS = 20.0
 #: For a body; and a second more for so many bytes of it as came: the largest one, over a slow line, takes minutes.
 BODY_SECONDS = 60.0
+#: For a part of an answer, however short; and a second more for so many bytes of it.
+ANSWER_SECONDS = 20.0
 SLOWEST = 100_000
 #: So long a thread that has answered waits for the next request of the same client, before the connection goes back to
 #: the one thread that watches them all: that way and back costs more than most answers, and a client that asks again
@@ -72,6 +76,22 @@ class TimelyReader(SocketUnreader):  # type: ignore[misc]  # gunicorn comes with
         return data
 
 
+class TimelySocket(socket.socket):
+    """A client's connection, on which what is sent must be taken in time. Raises ConnectionResetError otherwise: as if
+    the client had hung up, without a line in the log."""
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        before = self.gettimeout()
+        if before is None:  # whoever sends a stream has set his own
+            self.settimeout(ANSWER_SECONDS + len(data) / SLOWEST)
+        try:
+            super().sendall(data, flags)
+        except TimeoutError:
+            raise ConnectionResetError(errno.ECONNRESET, "what was sent was not taken") from None
+        finally:
+            self.settimeout(before)
+
+
 class TimelyParser(RequestParser):  # type: ignore[misc]
     """The requests of one connection."""
 
@@ -92,17 +112,21 @@ class TimelyParser(RequestParser):  # type: ignore[misc]
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
-    """gunicorn's threads, which nobody holds up by sending slowly. TLS is the proxy's business, not covered here."""
+    """gunicorn's threads, which nobody holds up by being slow. TLS is the proxy's business, not covered here."""
 
     def handle(self, connection: Any) -> Any:
         if self.cfg.is_ssl:
             return super().handle(connection)
         if connection.parser is None:
+            connection.sock = TimelySocket(fileno=connection.sock.detach())
             connection.parser = TimelyParser(self.cfg, connection.sock, connection.client)
         kept = super().handle(connection)
         # Not while others wait for a thread: whoever asks without a pause would keep his for ever.
         while kept is True and self.alive and self.tpool._work_queue.empty() and _sends_more(connection.sock):
             kept = super().handle(connection)
+        if not kept:
+            connection.close(graceful=True)  # 2 s at most
+            connection.close = _is_closed  # gunicorn would do it once more, for all to wait for
         return kept
 
     def handle_error(self, request: Any, client: socket.socket, address: Any, error: Exception) -> None:
@@ -121,8 +145,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             f"X-Content-Type-Options: nosniff\r\nX-Request-Id: {request_id}\r\n\r\n"
         )
         with suppress(OSError):  # it has hung up
-            client.settimeout(HEAD_SECONDS)
             client.sendall(head.encode() + body)
+
+
+def _is_closed(graceful: bool = False) -> None: ...
 
 
 def _sends_more(client: socket.socket) -> bool:

@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import requests
 
@@ -51,6 +53,8 @@ def test_the_next_request_of_a_client_who_asks_at_once_is_answered_by_the_same_t
 
 HEAD = b"POST /v1/jobs HTTP/1.1\r\nHost: darkroom\r\nAuthorization: Bearer %b\r\nContent-Type: application/json\r\n"
 THREADS = 3
+#: gunicorn waits for 2 s.
+WAITS_LONG_FOR_THE_END = "import gunicorn.util\ngunicorn.util.close_graceful.__defaults__ = (3600.0, 65536)"
 
 
 @pytest.fixture
@@ -110,13 +114,15 @@ def test_a_shorter_limit_of_somebody_else_is_kept(line: tuple[socket.socket, Tim
 
 
 @pytest.fixture
-def port(sqlite_url: str, redis_url: str, tmp_path: Path) -> Iterator[int]:
+def port(sqlite_url: str, redis_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[int]:
     """One process of three threads, that has less patience than usual."""
     hurried = tmp_path / "hurried.conf.py"
     hurried.write_text(
         f"exec(open({str(Path('api/gunicorn.conf.py').absolute())!r}).read())\n"
         "import api.server\n"
-        "api.server.HEAD_SECONDS, api.server.BODY_SECONDS = 1.0, 1.0\n"
+        "api.server.HEAD_SECONDS, api.server.BODY_SECONDS, api.server.ANSWER_SECONDS = 1.0, 1.0, 1.0\n"
+        "api.server.SLOWEST = 10_000_000\n"
+        f"{getattr(request, 'param', '')}\n"
     )
     port = free_port()
     options = ("-c", str(hurried), "--workers", "1", "--threads", str(THREADS), "--graceful-timeout", "3600")
@@ -131,7 +137,7 @@ def port(sqlite_url: str, redis_url: str, tmp_path: Path) -> Iterator[int]:
         eventually("it answers", lambda: process.poll() is not None or _answers(port), 60)
         yield port
         # However many are still sending: the grace is an hour, and none of them has that long.
-        half_sent = [_begin(port, HEAD[:40]) for _ in range(THREADS)]
+        half_sent = [] if hasattr(request, "param") else [_begin(port, HEAD[:40]) for _ in range(THREADS)]
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         assert "Traceback" not in process.communicate()[1]
@@ -172,6 +178,33 @@ def test_half_sent_heads_in_every_thread_are_cut_off_and_the_others_are_answered
 def test_a_half_sent_body_is_answered_and_cut_off(port: int, begun: bytes) -> None:
     answer = _rest(_begin(port, HEAD % KEY.encode() + begun))
     assert answer.startswith(b"HTTP/1.1 408 ") and b'"code": "too_slow"' in answer
+
+
+@pytest.mark.slow
+def test_unread_answers_in_every_thread_are_cut_off_and_the_others_are_answered(port: int) -> None:
+    asked = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: darkroom\r\n\r\n"
+    with ExitStack() as stack:
+        for _ in range(THREADS):
+            deaf = stack.enter_context(socket.socket())
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect(("127.0.0.1", port))
+            deaf.sendall(10 * asked)  # 15 MB of answers: more than the system takes for who does not read
+            assert deaf.recv(1) == b"H"
+
+        def all_are_hung_up_on() -> bool:
+            theirs = [each for each in psutil.net_connections("tcp4") if each.laddr[1:] == (port,)]
+            return psutil.CONN_ESTABLISHED not in {each.status for each in theirs}
+
+        eventually("all are hung up on", all_are_hung_up_on, 60)
+        assert requests.get(f"http://127.0.0.1:{port}/healthz", timeout=PATIENCE).status_code == 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("port", [WAITS_LONG_FOR_THE_END], indirect=True, ids=[""])
+def test_who_does_not_hang_up_holds_up_one_thread_and_not_the_one_that_watches_all(port: int) -> None:
+    with _begin(port, b"GET /healthz HTTP/1.1\r\nHost: darkroom\r\nConnection: close\r\n\r\n") as lingering:
+        assert b"".join(iter(lambda: lingering.recv(65536), b"")).startswith(b"HTTP/1.1 200 ")
+        assert requests.get(f"http://127.0.0.1:{port}/healthz", timeout=PATIENCE).status_code == 200
 
 
 @pytest.mark.slow
