@@ -1,6 +1,7 @@
 """OpenAPI, made from the routes, and the page that shows it to people, from files of our own and of a package."""
 
 import json
+import threading
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
@@ -155,9 +156,12 @@ def install(app: OpenAPI, *bodies: type[BaseModel]) -> None:
         """Made when somebody asks for it: it takes longer than all else that the API does at its start."""
         return json.dumps(document(app, *bodies))
 
+    one_at_a_time = threading.Lock()
+
     @app.route("/openapi.json", methods=["GET"])
     def openapi_json() -> Response:
-        return Response(text(), content_type="application/json")
+        with one_at_a_time:
+            return Response(text(), content_type="application/json")
 
     @app.route("/docs", methods=["GET"])
     def docs() -> Response:

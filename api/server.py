@@ -16,7 +16,10 @@ from http import HTTPStatus
 from typing import Any
 
 from gunicorn.http.errors import (  # type: ignore[import-untyped]
+    ConfigurationProblem,
     ExpectationFailed,
+    InvalidResponseHeader,
+    InvalidResponseHeaderName,
     LimitRequestHeaders,
     LimitRequestLine,
     NoMoreData,
@@ -42,15 +45,18 @@ SLOWEST = 100_000
 #: the one thread that watches them all: that way and back costs more than most answers, and a client that asks again
 #: at once need not wait for it.
 LINGER_SECONDS = 0.01
+_OURS = "internal", "It was written to the log under this request_id."
 #: What is said of each kind of error that gunicorn finds; the last is the base of all that a client can do wrong.
 _UNREAD = {
+    InvalidResponseHeader: _OURS,
+    InvalidResponseHeaderName: _OURS,
+    ConfigurationProblem: _OURS,
     LimitRequestLine: ("uri_too_long", "The request's first line may have 8,190 bytes."),
     LimitRequestHeaders: ("headers_too_large", "There may be 100 headers, of 8,190 bytes each."),
     ExpectationFailed: ("expectation_failed", "`Expect: 100-continue` is, and nothing else."),
     UnsupportedTransferCoding: ("unknown_coding", "Send the body whole, or in chunks."),
     ParseException: ("malformed", "This is not HTTP/1.1 as RFC 9112 has it."),
 }
-_OURS = "internal", "It was written to the log under this request_id."
 
 
 class TimelyReader(SocketUnreader):  # type: ignore[misc]  # gunicorn comes without types
@@ -79,6 +85,10 @@ class TimelyReader(SocketUnreader):  # type: ignore[misc]  # gunicorn comes with
 class TimelySocket(socket.socket):
     """A client's connection, on which what is sent must be taken in time. Raises ConnectionResetError otherwise: as if
     the client had hung up, without a line in the log."""
+
+    def send(self, data: Any, flags: int = 0) -> int:  # of gunicorn's `100 Continue`
+        self.sendall(data, flags)
+        return len(data)
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         before = self.gettimeout()
@@ -118,7 +128,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if self.cfg.is_ssl:
             return super().handle(connection)
         if connection.parser is None:
-            connection.sock = TimelySocket(fileno=connection.sock.detach())
+            before: socket.socket = connection.sock
+            connection.sock = TimelySocket(before.family, before.type, before.proto, fileno=before.detach())
             connection.parser = TimelyParser(self.cfg, connection.sock, connection.client)
         kept = super().handle(connection)
         # Not while others wait for a thread: whoever asks without a pause would keep his for ever.
@@ -128,6 +139,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             connection.close(graceful=True)  # 2 s at most
             connection.close = _is_closed  # gunicorn would do it once more, for all to wait for
         return kept
+
+    def _keepalive_after(self, connection: Any, keepalive: bool) -> bool:
+        # What is left of a body is thrown away after the answer: it is too late to answer that it can't be read.
+        with suppress(ParseException):
+            return bool(super()._keepalive_after(connection, keepalive))
+        return False
 
     def handle_error(self, request: Any, client: socket.socket, address: Any, error: Exception) -> None:
         """Answer what never got as far as the app. The log names no more than the kind of error: its words may quote

@@ -1,6 +1,6 @@
 """Ask a server of this machine; without the proxies that the environment may name, which know nothing of loopback."""
 
-import contextlib
+import errno
 import http.client
 import json
 import random
@@ -49,9 +49,15 @@ def free_port() -> int:
     taken in the moment between the question and the server's start.
     """
     while True:
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind((LOOPBACK, _ANY.randrange(10_000, 32_768)))
-            return int(probe.getsockname()[1])
+        port = _ANY.randrange(10_000, 32_768)
+        with socket.socket() as probe:
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                return port
 
 
 def why_not(port: int) -> str | None:

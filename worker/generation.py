@@ -146,12 +146,9 @@ class Generation:
             began = time.monotonic()
             try:
                 starts_from = self._starts_from(claim)
-                if self._stopping.is_set():
-                    self._until_done(lambda: self._release(claim))
-                    _tell(Outcome.canceled, Billed.no, "stopping", 0.0)
-                    return
-                if not self._until_done(lambda: self._may_send(claim, taken_at), said="waiting to send a call"):
-                    _tell(Outcome.canceled, Billed.no, "lease_lost", 0.0)
+                if (why_not := self._why_not_send(taken_at)) is not None:
+                    self._until_done(lambda: self._release(claim, why_not))
+                    _tell(Outcome.canceled, Billed.no, why_not, 0.0)
                     return
                 outcome, entry = self._generate(claim, starts_from)
                 verdict = self._hear(claim, permit, outcome)
@@ -245,16 +242,15 @@ class Generation:
         if self._backend.capabilities.most_at_once > 1:
             self._more(1)
 
-    def _may_send(self, claim: Claim, taken_at: float) -> bool:
-        """Whether the job still is ours, if its claim was a while ago: a process that was stopped and goes on, or could
-        not read what the job starts from, would pay for what another worker makes. If not, nobody was asked."""
-        if time.monotonic() - taken_at < self._terms.lease_seconds / 2:
-            return True
-        with self._database.write() as tx:
-            if jobs.renew(tx, [(claim.job_id, claim.fence)], self._terms.lease_seconds):
-                return True
-            jobs.close_attempt(tx, claim.job_id, claim.attempt, Outcome.canceled, Billed.no)
-        return False
+    def _why_not_send(self, taken_at: float) -> str | None:
+        """Why what was claimed then is given back unsent; None if it is not.
+
+        A process that was stopped for a while and goes on, or could not read what the job starts from, may have lost
+        its lease, or have less time left than a call may take: another worker makes it, and it would be paid twice.
+        """
+        if self._stopping.is_set():
+            return "worker_stopping"
+        return "worker_late" if time.monotonic() - taken_at > self._terms.lease_seconds / 2 else None
 
     def _judge(self, claim: Claim, data: bytes) -> Picture | Failure:
         """Of a picture that `generate` could not judge. Raises Unjudged if that still can't be."""
@@ -295,9 +291,9 @@ class Generation:
 
         self._closing.with_failure(claim.job_id, claim.attempt, failure, move)
 
-    def _release(self, claim: Claim) -> None:
+    def _release(self, claim: Claim, reason: str) -> None:
         with self._database.write() as tx:
-            jobs.release(tx, claim, reason="worker_stopping")
+            jobs.release(tx, claim, reason=reason)
             jobs.close_attempt(tx, claim.job_id, claim.attempt, Outcome.canceled, Billed.no)
 
     def _until_done(

@@ -193,6 +193,14 @@ def test_what_is_no_request_is_told_so_in_the_shape_of_every_error(
     assert headers["x-request-id"] == problem["request_id"] and problem["detail"] and "secret" not in str(problem)
 
 
+def test_a_request_has_one_answer_also_where_the_rest_of_its_body_can_not_be_read(one_server: int) -> None:
+    asked = b"GET /healthz HTTP/1.1\r\nHost: darkroom\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+    with socket.create_connection(("127.0.0.1", one_server), PATIENCE) as client:
+        client.sendall(asked)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200 ") and answer.count(b"HTTP/1.1 ") == 1
+
+
 def in_chunks(path: str, body: bytes) -> bytes:
     return (
         f"POST {path} HTTP/1.1\r\nHost: darkroom\r\nAuthorization: Bearer {KEY}\r\n"

@@ -57,6 +57,21 @@ THREADS = 3
 WAITS_LONG_FOR_THE_END = "import gunicorn.util\ngunicorn.util.close_graceful.__defaults__ = (3600.0, 65536)"
 
 
+def test_whatever_is_sent_must_be_taken_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.server.ANSWER_SECONDS", 0.01)
+    ours, theirs = socket.socketpair()
+    with server.TimelySocket(ours.family, ours.type, ours.proto, fileno=ours.detach()) as sends, theirs:
+        assert sends.send(b"HTTP/1.1 100 Continue") == 21 and theirs.recv(100) == b"HTTP/1.1 100 Continue"
+        for send in (sends.send, sends.sendall):
+            with pytest.raises(ConnectionResetError):
+                send(b"x" * 1_000_000)
+            assert sends.gettimeout() is None
+        sends.settimeout(0.02)  # whoever sends a stream has his own
+        with pytest.raises(ConnectionResetError):
+            sends.sendall(b"x" * 1_000_000)
+        assert sends.gettimeout() == 0.02
+
+
 @pytest.fixture
 def line() -> Iterator[tuple[socket.socket, TimelyReader]]:
     """A client's end, and the one that reads from it."""
@@ -181,8 +196,9 @@ def test_a_half_sent_body_is_answered_and_cut_off(port: int, begun: bytes) -> No
 
 
 @pytest.mark.slow
-def test_unread_answers_in_every_thread_are_cut_off_and_the_others_are_answered(port: int) -> None:
-    asked = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: darkroom\r\n\r\n"
+@pytest.mark.parametrize("more", [b"", b"Expect: 100-continue\r\n"], ids=["answers", "and 100 Continue"])
+def test_unread_answers_in_every_thread_are_cut_off_and_the_others_are_answered(port: int, more: bytes) -> None:
+    asked = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: darkroom\r\n" + more + b"\r\n"
     with ExitStack() as stack:
         for _ in range(THREADS):
             deaf = stack.enter_context(socket.socket())

@@ -40,6 +40,7 @@ from worker.generation import Generation
 from worker.leases import Leases
 from worker.recovery import Recovery
 from worker.shared_breaker import SharedBreaker
+from worker.slots import OWN_SECONDS, Slots
 from worker.spool import Entry, Spool
 
 AWAY = OperationalError("INSERT", {}, Exception("server closed the connection"))
@@ -110,6 +111,20 @@ def test_work_goes_on_until_no_job_is_left(bench: Bench) -> None:
     submitted = [submit(bench.database).id for _ in range(5)]
     bench.generation(ScriptedBackend(PICTURE)).work()
     assert {job_row(bench.database, job_id).status for job_id in submitted} == {"succeeded"}
+
+
+def test_while_the_backend_works_its_slot_has_the_time_of_an_attempt(bench: Bench) -> None:
+    submit(bench.database)
+    submit(bench.database, input=ALTERING, starts_from=(PIXELS, WHITE))
+    slots, limits = Slots(1), list[float]()
+
+    def look() -> Picture:
+        limits.extend(slot.limit_seconds for slot in slots._working)
+        return PICTURE
+
+    backend = ScriptedBackend(look, look)
+    bench.generation(backend, slots=slots).work()
+    assert limits == [backend.attempt_seconds] * 2 and backend.attempt_seconds > OWN_SECONDS
 
 
 def test_an_attempt_stands_in_the_database_before_the_backend_is_called(bench: Bench) -> None:
@@ -200,7 +215,7 @@ def test_who_is_asked_to_stop_claims_nothing_more_and_gives_back_what_it_has_not
     assert backend.seen == []
 
 
-def test_a_process_that_stood_still_after_its_claim_sends_nothing_for_a_job_that_is_anothers(
+def test_a_process_that_stood_still_after_its_claim_sends_nothing_and_gives_back_what_is_still_its_own(
     bench: Bench,
 ) -> None:
     lost, kept = submit(bench.database), submit(bench.database)
@@ -215,11 +230,12 @@ def test_a_process_that_stood_still_after_its_claim_sends_nothing_for_a_job_that
     generation._taken = {its: (permit, taken_at - 15) for its, (permit, taken_at) in generation._taken.items()}
     for claim in claims:
         generation.run_attempt(claim)
-    assert [request.job_id for request in backend.seen] == [kept.id]
+    assert backend.seen == []
     assert its_successor.job_id == lost.id and job_row(bench.database, lost.id).fence == its_successor.fence
     assert bench.attempt(lost.id) == ("canceled", "no"), "what was unknown is known now"
-    assert job_row(bench.database, kept.id).status == Status.succeeded
-    assert generation._in_hand == {}
+    row = job_row(bench.database, kept.id)
+    assert (row.status, row.ready, row.failures, row.crashes) == ("queued", True, 0, 0)
+    assert bench.attempt(kept.id) == ("canceled", "no") and generation._in_hand == {}
 
 
 def test_a_picture_that_comes_after_the_rescue_still_ends_the_job(bench: Bench) -> None:
