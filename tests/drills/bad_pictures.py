@@ -39,13 +39,17 @@ def bad_pictures(run: Run) -> None:
     with watched_memory([system.processes.running[system.worker]]) as memory:
         run.until("its memory is seen", lambda: memory.rss)
         before = memory.rss
-        run.fault().spoilt = MAX_ATTEMPTS * rounds * len(BAD)
+        fault = run.fault()
         run.submit(run.size.jobs - rounds * len(BAD))
         for kind in BAD:
             run.submit(rounds, kind)
         run.all_submitted()
         run.doomed |= {job_id for job_id, prompt in run.accepted.items() if prompt.rpartition(" ")[0] in BAD}
         run.settle()
+    calls = system.vendor.book()["by_prompt"]
+    spoilt = {prompt: count for prompt, count in calls.items() if prompt.rpartition(" ")[0] in BAD}
+    fault.spoilt = sum(spoilt.values())
+    run.expect(max(spoilt.values()) <= MAX_ATTEMPTS, f"a job is called {MAX_ATTEMPTS} times at most")
     codes = {system.failed_with(job_id) for job_id in run.doomed} - {None}
     run.expect(codes <= {JobErrorCode.bad_output}, f"bad pictures end as bad_output ({codes})")
     books = system.books(run.accepted)
