@@ -1,6 +1,7 @@
 """What can be wrong with a request, and how it is said: one table of codes, one shape (RFC 9457).
 
-Whoever refuses a request raises `Refused` with a code of the table; nobody else writes an error's body.
+Whoever refuses a request raises `Refused` with a code of the table. What never gets as far as the app is answered by
+server.py, with the same codes; nobody else writes an error's body, and `problem` is its one shape.
 docs/errors.md lists the codes for clients; a test holds the two together.
 """
 

@@ -1,5 +1,6 @@
 """How long a client may take to send its request, and that what is answered may take longer."""
 
+import logging
 import signal
 import socket
 import threading
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import requests
+from gunicorn.http.errors import ConfigurationProblem, InvalidResponseHeader  # type: ignore[import-untyped]
 
 from api import server
 from api.server import TimelyReader
@@ -70,6 +72,17 @@ def test_whatever_is_sent_must_be_taken_in_time(monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(ConnectionResetError):
             sends.sendall(b"x" * 1_000_000)
         assert sends.gettimeout() == 0.02
+
+
+@pytest.mark.parametrize("error", [InvalidResponseHeader("a secret"), ConfigurationProblem("b"), ValueError("c")])
+def test_a_fault_of_ours_is_not_told_as_the_clients(error: Exception) -> None:
+    worker = object.__new__(server.Worker)
+    worker.log = logging.getLogger("gunicorn.error")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        worker.handle_error(None, ours, None, error)
+        answer = theirs.recv(10_000)
+    assert answer.startswith(b"HTTP/1.1 500 ") and b'"code": "internal"' in answer and b"secret" not in answer
 
 
 @pytest.fixture
