@@ -158,7 +158,11 @@ class Run:
 
     def all_submitted(self) -> None:
         """Wait until every submission was accepted or given up."""
-        self.until("every job is submitted", lambda: not any(client.is_alive() for client in self._clients))
+        self.until("every job is submitted", lambda: not self.submits())
+
+    def submits(self) -> bool:
+        """Whether a submission is neither accepted nor given up."""
+        return any(client.is_alive() for client in self._clients)
 
     def shares(self) -> Iterator[int]:
         """The jobs, in as many shares as there are faults."""

@@ -46,7 +46,7 @@ def test_what_it_promises_holds(drill: Drill, database: str, request: pytest.Fix
     system = DrilledDarkroom(databases, SHORTEST_LEASE_SECONDS)
     count = drill.hold(system, drill.short, seed=1, quiet_seconds=45)
     assert count.broken_promises() == [], table([system.title], [count])
-    assert count.accepted == drill.short.jobs and count.faults >= drill.short.faults
+    assert count.accepted >= drill.short.jobs and count.faults >= drill.short.faults
     assert set(psutil.Process().children()) <= before  # nothing is left running
 
 
