@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, sel
 
 from shared import deliveries, guards, jobs, logs, receivers, settings, tickets
 from shared.announcements import Announcer, Listener, client
-from shared.breaker import BreakerBoard, Standing, State
+from shared.breaker import BreakerBoard
 from shared.database import AWAY, Database, now
 from shared.image_store import ImageStore, open_image_store
 from shared.present import SWEEP
@@ -30,15 +30,14 @@ from shared.tables import deliveries as sent
 from shared.tables import idempotency_keys as keys
 from shared.tables import jobs as table
 from worker import presence, tallying
+from worker.breaker_log import BreakerLog
 from worker.feed import AT_MOST, Feed, FeedClerk
+from worker.lapses import Lapses
 from worker.rerouting import Rerouting
 from worker.stop import Stop
 from worker.watchdog import Watchdog
 
 log = logging.getLogger("worker.sweep")
-
-#: What had a lease that ran out: its id, its fence, and that lease.
-Lapsed = tuple[str, int, datetime]
 
 
 def queued_and_due(due: ColumnElement[datetime | None], *conditions: ColumnElement[bool]) -> Select[tuple[str, str]]:
@@ -60,9 +59,6 @@ class Sweep:
 
     #: Jobs that one repair touches in a round. Where more are left, the next round begins at once.
     LIMIT = 200
-    #: A lapsed lease must be seen lapsed twice, this far apart: after an outage of the database the workers, which
-    #: try every second then, renew first.
-    RESCUE_PAUSE_SECONDS = 5.0
     #: How long after its hard deadline an attempt that nobody closed counts as abandoned.
     ABANDONED_SECONDS = 60.0
     #: How often the sweep writes its own row.
@@ -98,11 +94,10 @@ class Sweep:
         self._stopping = stopping or threading.Event()
         self._shown_at = -math.inf
         self.turns = 0
-        self._breakers = breakers
+        self._breaker_log = BreakerLog(breakers, backends) if breakers is not None else None
         self._rerouting = rerouting
-        self._standings: dict[str, Standing | None] = {}
-        self._lapsed: dict[Lapsed, float] = {}
-        self._lapsed_sending: dict[Lapsed, float] = {}
+        self._lapsed_jobs = Lapses(clock)
+        self._lapsed_deliveries = Lapses(clock)
         self._walked_to = ("", 0)
         self._repaired = 0  # by the repair that runs now; what is a sweep's daily work counts for nothing
 
@@ -165,26 +160,15 @@ class Sweep:
             .order_by(table.c.lease_until)
             .limit(10 * self.LIMIT)
         )
-        before, self._lapsed = self._lapsed, {}  # if the database is away now, what was seen before counts no more
-        with self._database.read() as connection:
-            rows = connection.execute(lapsed).all()
-        self._lapsed = self._seen_twice(rows, before, self._rescue)
+        self._lapsed_jobs.rescue(lambda: self._read(lapsed), self._rescue)
         return False  # more than the limit: they are seen in the next round, and rescued after the same pause
 
-    def _seen_twice(
-        self, rows: Iterable[Any], before: dict[Lapsed, float], rescue: Callable[[Row[Any]], None]
-    ) -> dict[Lapsed, float]:
-        """Rescue those whose same lease was seen lapsed long enough ago; returns when each was seen first."""
-        seen, moment = {}, self._clock()
-        for row in rows:
-            key = (row.id, row.fence, row.lease_until)
-            seen[key] = before.get(key, moment)
-            if moment - seen[key] >= self.RESCUE_PAUSE_SECONDS:
-                self._go_on()
-                rescue(row)
-        return seen
+    def _read(self, query: Select[Any]) -> Sequence[Row[Any]]:
+        with self._database.read() as connection:
+            return connection.execute(query).all()
 
     def _rescue(self, row: Row[Any]) -> None:
+        self._go_on()
         job_id, fence, attempt = row.id, row.fence, row.attempts
         stored = self._images.of_job(job_id)
         its = {"job_id": job_id, "attempt": attempt, "request_id": row.request_id}
@@ -222,8 +206,7 @@ class Sweep:
         self, due: ColumnElement[datetime | None], repair: Callable[..., object], *conditions: ColumnElement[bool]
     ) -> bool:
         """Repair the queued jobs whose time, in column `due`, has come. `due` has a partial index over queued jobs."""
-        with self._database.read() as connection:
-            rows = connection.execute(queued_and_due(due, *conditions).limit(self.LIMIT)).all()
+        rows = self._read(queued_and_due(due, *conditions).limit(self.LIMIT))
         for row in rows:
             self._go_on()
             with logs.about(job_id=row.id, request_id=row.request_id), self._database.write() as tx:
@@ -238,8 +221,7 @@ class Sweep:
             .where(ATTEMPT_RUNS, attempts.c.deadline_at < now(-self.ABANDONED_SECONDS))
             .limit(self.LIMIT)
         )
-        with self._database.read() as connection:
-            rows = connection.execute(query).all()
+        rows = self._read(query)
         for row in rows:
             with self._database.write() as tx:
                 closed = jobs.close_attempt(tx, row.job_id, row.number, Outcome.unknown, Billed.unknown)
@@ -256,8 +238,7 @@ class Sweep:
         if page:
             what = table.c.id, table.c.image_attempt, table.c.status, table.c.request_id
             ended = select(*what).where(table.c.id.in_({job_id for job_id, _ in page}))
-            with self._database.read() as connection:
-                found = {row.id: row for row in connection.execute(ended)}
+            found = {row.id: row for row in self._read(ended)}
             for job_id, attempt in page:
                 job = found.get(job_id)
                 if job is None or (job.status in TERMINAL and job.image_attempt != attempt):
@@ -271,8 +252,7 @@ class Sweep:
         """Idempotency keys whose time is over. A key that comes again is judged by its age, not by its being there."""
         old = keys.c.created_at < now(-KEYS_KEPT_SECONDS)
         some = select(keys.c.project_id, keys.c.key).where(old).order_by(keys.c.created_at).limit(self.LIMIT)
-        with self._database.read() as connection:
-            rows = connection.execute(some).all()
+        rows = self._read(some)
         if rows:
             place = tuple_(keys.c.project_id, keys.c.key)
             with self._database.write() as tx:
@@ -301,13 +281,11 @@ class Sweep:
             .where(SENDING, sent.c.lease_until < now())
             .limit(10 * self.LIMIT)
         )
-        before, self._lapsed_sending = self._lapsed_sending, {}
-        with self._database.read() as connection:
-            rows = connection.execute(lapsed).all()
-        self._lapsed_sending = self._seen_twice(rows, before, self._rescue_delivery)
+        self._lapsed_deliveries.rescue(lambda: self._read(lapsed), self._rescue_delivery)
         return False
 
     def _rescue_delivery(self, row: Row[Any]) -> None:
+        self._go_on()
         with self._database.write() as tx:
             if deliveries.rescue(tx, row):
                 self._repaired += 1
@@ -334,18 +312,8 @@ class Sweep:
 
     def watch_breakers(self) -> bool:
         """No repair: say once which backend gets no jobs, and why, and when it gets them again."""
-        if self._breakers is None:
-            return False
-        for backend, standing in self._breakers.read(self._backends).items():
-            before = self._standings.get(backend)
-            if standing is None:
-                continue
-            self._standings[backend] = standing
-            if standing.state == State.closed:
-                if before is not None and before.state != State.closed:
-                    log.warning("%s: its breaker is closed again (it was %s)", backend, before.reason)
-            elif before is None or before.reason != standing.reason:
-                log.warning("%s: its breaker is open (%s): its jobs wait", backend, standing.reason)
+        if self._breaker_log is not None:
+            self._breaker_log.look()
         return False
 
 

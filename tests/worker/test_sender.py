@@ -27,6 +27,7 @@ from tests.lives import pass_time, submit
 from tests.receiver import Receiver, floods, hangs, resets, says
 from tests.worker.conftest import VAULT
 from worker.feed import Feed
+from worker.lapses import Lapses
 from worker.sender import Sender
 from worker.sweep import Sweep
 
@@ -356,15 +357,15 @@ def test_a_try_is_said_with_the_id_of_its_jobs_request(
 
 @pytest.mark.usefixtures("a_sender")  # and its projects
 def test_a_delivery_whose_sender_died_is_said_with_the_id_of_its_jobs_request(
-    database: Database, receiver: Receiver
+    database: Database, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Lapses, "PAUSE_SECONDS", 0.0)
     an_endpoint(database, receiver.url)
     happen(database, request_id="req_a")
     with database.write() as tx:
         assert deliveries.claim(tx, "w", limit=1, probes=1)
         tx.execute(update(table).values(lease_until=now(-1)))
     sweep = Sweep(database, DatabaseImageStore(database), Bell(Celery()), [], Feed(database), max_crashes=3)
-    sweep.RESCUE_PAUSE_SECONDS = 0.0
     with written() as lines:
         sweep.rescue_deliveries()
     [line] = lines.as_json(logger="worker.sweep")
