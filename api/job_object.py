@@ -26,7 +26,8 @@ _AHEAD = select(func.count()).select_from(
         tuple_(jobs.c.rank, jobs.c.id) < tuple_(bindparam("its_rank"), bindparam("its_id")),
     )
     # The order keeps PostgreSQL to the queue's index: it expects as many rows soon, and would walk the table for them.
-    .order_by(jobs.c.rank, jobs.c.id)
+    # Backwards: from a job far behind, it never comes to the head, where the entries of what was claimed may still lie.
+    .order_by(jobs.c.rank.desc(), jobs.c.id.desc())
     .limit(FARTHEST_POSITION)
     .subquery()
 )

@@ -1,9 +1,9 @@
 """`./dev bench backlog [--database postgresql] [--quick]`: does a long queue make anything slower?
 
 The API in this process, with four clients, and claims by sixteen threads with a connection each, at 0, 10,000, 100,000
-and 1,000,000 waiting jobs. A fifth of them are not due, and stand first. And twice more after a minute in which
-somebody read an older state, while jobs were claimed and put back, at the pace of a worker and then as many as can be:
-so PostgreSQL could clear no dead row away, and SQLite's log could not begin anew.
+and 1,000,000 waiting jobs. A fifth of them are not due, and stand first. And at 100,000 beside somebody who reads a
+state that is a minute old, since which jobs were claimed and ended and as many submitted, at the pace of a worker or as
+many as can be: so PostgreSQL could clear no dead row away, and SQLite's log could not begin anew.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,15 +27,21 @@ from bench.machine import description
 from shared import jobs
 from shared.catalogue import MODELS
 from shared.database import Database, now, take_as_long_as_it_needs
+from shared.errors import JobErrorCode
 from shared.ids import new_id
-from shared.jobs import Terms
+from shared.jobs import Claim, JobError, Terms
+from shared.queue_head import QueueHead
+from shared.routing import RoutingReason
 from shared.settings import Settings
+from shared.tables import Billed, Outcome
 from shared.tables import jobs as table
 from tests.servers import RedisServer
 
 KEY = "dk_" + "b" * 40
 BODY = {"input": {"prompt": "a red fox", "seed": 7}}
 TERMS = Terms("bench", 3600, 3600, dict.fromkeys(MODELS, 0), 3)
+NO_PICTURE = JobError(JobErrorCode.backend_unavailable, "there is no vendor here", True, Billed.no)
+WAIT_SECONDS = 86_400
 CLIENTS, CLAIMERS = 4, 16
 CHUNK = 20_000
 NOT_DUE = 5  # one job in so many
@@ -56,7 +62,10 @@ class Backlog:
         self.services = open_services(settings)
         self.app = build(self.services)
         self.database = Database(url, connections=CLAIMERS, wait_seconds=30)
-        self._jobs = [self._submit(self._client()) for _ in range(20)]
+        for _ in range(20):
+            self._submit(self._client())
+        with self.database.read() as connection:
+            self._pattern = dict(connection.execute(select(table).limit(1)).one()._mapping)
 
     def close(self) -> None:
         self.database.close()
@@ -64,14 +73,14 @@ class Backlog:
 
     def fill(self, count: int) -> None:
         """Until so many wait. What is not due stands first, as jobs do that were put off."""
-        with self.database.read() as connection:
-            query = select(table).where(table.c.id == self._jobs[-1])
-            pattern = dict(connection.execute(query).one()._mapping)
+        rank = self._pattern["rank"] - count
         for start in range(0, count, CHUNK):
             size = min(CHUNK, count - start)
-            put_off = {"ready": False, "rank": pattern["rank"] - 10**9}
             rows = [
-                pattern | {"id": new_id("job")} | (put_off if number % NOT_DUE == 0 else {}) for number in range(size)
+                self._pattern
+                | {"id": new_id("job"), "rank": rank + number}
+                | ({"ready": False, "rank": rank - 10**9} if number % NOT_DUE == 0 else {})
+                for number in range(start, start + size)
             ]
             with self.database.write() as tx:
                 tx.execute(insert(table), rows)
@@ -91,7 +100,8 @@ class Backlog:
 
     def measure(self) -> Figures:
         submits = self._rate(self._submit)
-        reads = self._rate(lambda client: self._get(client, f"/v1/jobs/{self._jobs[0]}"))
+        waiting = self._submit(self._client())
+        reads = self._rate(lambda client: self._get(client, f"/v1/jobs/{waiting}"))
         queue = self._times(lambda: self._get(self._client(), "/v1/queue"), 5)
         claims = self.claims()
         return {
@@ -103,11 +113,12 @@ class Backlog:
         }
 
     def claims(self, per_second: float | None = None) -> list[float]:
-        """What a claim of one job takes, in seconds, with sixteen at once. The jobs are put back.
+        """What a claim of one job takes, in seconds, with sixteen at once. The jobs end, and as many are submitted.
 
         `per_second`: so many of all sixteen together; as many as can be without it.
         """
         taken: list[float] = []
+        head = QueueHead()
         start = time.monotonic()
         end = start + self._seconds
 
@@ -120,15 +131,27 @@ class Backlog:
                 due += CLAIMERS / per_second if per_second else 0
                 began = time.perf_counter()
                 with self.database.write() as tx:
-                    claimed = jobs.claim(tx, "dataoorts", TERMS)
+                    claimed = jobs.claim(tx, "dataoorts", TERMS, head=head)
                 taken.append(time.perf_counter() - began)
                 for claim in claimed:
-                    with self.database.write() as tx:
-                        jobs.release(tx, claim, reason="bench")
+                    self._end_and_submit(claim)
 
         with ThreadPoolExecutor(CLAIMERS) as pool:
             list(pool.map(work, range(CLAIMERS)))
         return taken
+
+    def _end_and_submit(self, claim: Claim) -> None:
+        with self.database.write() as tx:
+            jobs.fail(tx, claim, NO_PICTURE)
+            jobs.close_attempt(tx, claim.job_id, claim.attempt, Outcome.failed, Billed.no)
+            alike = ("project_id", "model", "backend_asked", "backend", "input", "metadata", "sandbox")
+            jobs.submit(
+                tx,
+                **{name: self._pattern[name] for name in alike},
+                reason=RoutingReason.asked,
+                deadline_seconds=None,
+                max_wait_seconds=WAIT_SECONDS,
+            )
 
     def _client(self) -> FlaskClient:
         client = self.app.test_client(use_cookies=False)
@@ -168,9 +191,9 @@ class Backlog:
         return taken
 
 
-def with_an_old_snapshot(backlog: Backlog, seconds: float, claims_per_second: float | None) -> Figures:
-    """The figures while somebody reads a state of so many seconds ago, and jobs were claimed and put back since."""
-    backlog.settle()
+@contextmanager
+def an_old_snapshot(backlog: Backlog, seconds: float, claims_per_second: float | None) -> Iterator[None]:
+    """While the block runs somebody reads a state from before it, so many seconds and claims ago."""
     newest = select(func.max(table.c.id))
     with closing(Database(backlog.database.url, connections=1)) as elsewhere, elsewhere.engine.connect() as old:
         if elsewhere.is_sqlite:
@@ -182,10 +205,9 @@ def with_an_old_snapshot(backlog: Backlog, seconds: float, claims_per_second: fl
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             backlog.claims(claims_per_second)
-        figures = backlog.measure()
+        yield
         assert old.scalar(newest) == seen, "it still reads what was then"
         old.rollback()
-    return figures
 
 
 ROWS = (
@@ -202,12 +224,14 @@ class Sizes:
     """How long the queues are, how often and how long each is measured, how old the old snapshot is. In seconds."""
 
     depths: Sequence[int]
+    beside_snapshot: int  # how long the queue is that it stands beside
     turns: int
     seconds: float
     minute: float
 
 
-FULL, QUICK = Sizes((0, 10_000, 100_000, 1_000_000), 3, 3.0, 60.0), Sizes((0, 1_000), 1, 0.5, 1.0)
+FULL = Sizes((0, 10_000, 100_000, 1_000_000), 100_000, 3, 3.0, 60.0)
+QUICK = Sizes((0, 1_000), 1_000, 1, 0.5, 1.0)
 
 
 def run(databases: Databases, folder: Path, sizes: Sizes) -> Iterator[str]:
@@ -219,18 +243,22 @@ def run(databases: Databases, folder: Path, sizes: Sizes) -> Iterator[str]:
         redis.start()
         stack.callback(redis.close)
         backlogs: dict[str, Backlog] = {}
-        for depth in sizes.depths:
-            its = folder / str(depth)
+
+        def queue_of(depth: int, name: str) -> Backlog:
+            its = folder / str(len(backlogs))
             its.mkdir()
-            backlog = stack.enter_context(closing(Backlog(databases.make(its), redis, sizes.seconds)))
-            backlog.fill(depth)
-            backlogs[f"{depth:,} waiting"] = backlog
+            backlogs[name] = stack.enter_context(closing(Backlog(databases.make(its), redis, sizes.seconds)))
+            backlogs[name].fill(depth)
+            return backlogs[name]
+
+        for depth in sizes.depths:
+            queue_of(depth, f"{depth:,} waiting")
+        for pace, said in ((USUAL_PACE, f"{USUAL_PACE} claims a second since"), (None, "as many as can be")):
+            backlog = queue_of(sizes.beside_snapshot, f"{sizes.beside_snapshot:,}, and an old snapshot, {said}")
+            stack.enter_context(an_old_snapshot(backlog, sizes.minute, pace))
         for _ in range(sizes.turns):
             for name, backlog in backlogs.items():
                 columns.setdefault(name, []).append(backlog.measure())
-        longest = list(backlogs.values())[-1]
-        for pace, said in ((USUAL_PACE, f"{USUAL_PACE} claims a second meanwhile"), (None, "as many as can be")):
-            columns[f"and an old snapshot, {said}"] = [with_an_old_snapshot(longest, sizes.minute, pace)]
     yield "| | " + " | ".join(columns) + " |"
     yield "| --- " * (len(columns) + 1) + "|"
     for key, title in ROWS:

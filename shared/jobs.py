@@ -14,7 +14,7 @@ happened. A move, the job's `sequence` and its event row are one transaction, wh
 Attempts are closed by an UPDATE of their own, whatever became of the job, so that no call goes uncounted.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from shared.ids import new_id
 from shared.image_store import Image
 from shared.inputs import Input
 from shared.job_object import rfc3339
+from shared.queue_head import Place, QueueHead
 from shared.routing import AUTO, RoutingReason
 from shared.tables import Billed, Outcome, Status, jobs
 
@@ -142,10 +143,12 @@ def claim(
     *,
     limit: int = 1,
     compatible: Callable[[Mapping[str, Any]], bool] | None = None,
+    head: QueueHead | None = None,
 ) -> list[Claim]:
     """Take the next jobs of a backend, in the queue's order, under a lease; their attempts begin.
 
     `compatible`: asked for the inputs of the next LOOK_AHEAD jobs; one that it refuses is passed by, and stays first.
+    `head`: where the caller's earlier claims found the queue to begin; None: looked for from the start.
 
     A suspect, which is a job that one more death of its worker would end, is taken only where no other one runs. That
     holds as long as a worker makes one claim at a time.
@@ -158,21 +161,27 @@ def claim(
     }
     wanted = {"of_backend": backend, "of_models": list(terms.prices)}
     suspects = {"by_worker": terms.worker, "max_crashes": terms.max_crashes}
+    head = head or QueueHead()
+
+    def find(place: Place) -> Sequence[Row[Any]]:
+        start = {"from_rank": place[0], "from_id": place[1]}
+        return tx.execute(moves.NEXT, {**wanted, **start, "at_most": at_most, **suspects}).all()
+
     while len(claims) < limit:
         took_suspect = passed_by = False
         at_most = limit - len(claims) if compatible is None else LOOK_AHEAD
-        for job_id, is_suspect, input in tx.execute(moves.NEXT, {**wanted, "at_most": at_most, **suspects}).all():
+        for row in head.look(find, at_most):
             if len(claims) == limit:
                 break
-            if is_suspect and took_suspect:
+            if row.suspect and took_suspect:
                 passed_by = True
                 continue
-            if compatible is not None and not compatible(input):
+            if compatible is not None and not compatible(row.input):
                 continue
-            job = moves.CLAIM.make(tx, job_id, **lease)
+            job = moves.CLAIM.make(tx, row.id, **lease)
             if job is None:
                 continue
-            took_suspect = took_suspect or is_suspect
+            took_suspect = took_suspect or row.suspect
             attempt = {
                 "job_id": job.id,
                 "number": job.attempts,

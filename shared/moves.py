@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     Float,
@@ -161,13 +162,16 @@ _NO_SUSPECT_HERE = ~exists(
         _other.c.crashes + 1 >= bindparam("max_crashes", type_=Integer),
     )
 )
+#: A place in the queue (shared/queue_head.py).
+_FROM = tuple_(bindparam("from_rank", type_=BigInteger), bindparam("from_id", type_=String))
 NEXT = (
-    select(jobs.c.id, _SUSPECT.label("suspect"), jobs.c.input)
+    select(jobs.c.id, _SUSPECT.label("suspect"), jobs.c.input, jobs.c.rank)
     .where(
         jobs.c.backend == bindparam("of_backend"),
         # Of another model nobody here knows the price: the job is another version's, and must not stand in the way.
         jobs.c.model.in_(bindparam("of_models", expanding=True)),
         CLAIMABLE,
+        tuple_(jobs.c.rank, jobs.c.id) >= _FROM,
         ~too_old(),
         or_(~_SUSPECT, _NO_SUSPECT_HERE),
     )

@@ -82,9 +82,9 @@ def job_row(database: Database, job_id: str) -> Row[Any]:
         return connection.execute(select(table).where(table.c.id == job_id)).one()
 
 
-def plan(database: Database, query: Any) -> str:
-    """How the database would run a query."""
-    explain = "EXPLAIN QUERY PLAN " if database.is_sqlite else "EXPLAIN "
+def plan(database: Database, query: Any, options: str = "") -> str:
+    """How the database would run a query. `options`: of PostgreSQL's EXPLAIN."""
+    explain = "EXPLAIN QUERY PLAN " if database.is_sqlite else f"EXPLAIN ({options or 'COSTS'}) "
     with database.read() as connection:
         compiled = query.compile(database.engine, compile_kwargs={"literal_binds": True, "render_postcompile": True})
         return " ".join(str(row) for row in connection.execute(text(explain + str(compiled))))

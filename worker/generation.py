@@ -17,6 +17,7 @@ from shared.database import AWAY, Database
 from shared.image_store import ImageStore
 from shared.jobs import Claim, JobError, Terms
 from shared.progress import Report
+from shared.queue_head import QueueHead
 from shared.routing import AUTO
 from shared.tables import Billed, Outcome
 from worker import retry
@@ -86,6 +87,7 @@ class Generation:
         self._leases = leases
         self._terms = Terms(worker, lease_seconds, backend.attempt_seconds, prices, max_crashes)
         self._claims = Claims(self._take, more)
+        self._head = QueueHead()
         self._more = more
         self._tell = tell
         self._in_hand: dict[tuple[str, int], Mapping[str, Any]] = {}
@@ -118,7 +120,14 @@ class Generation:
         try:
             compatible = self._backend.compatible(list(self._in_hand.values()))
             with self._database.write() as tx:
-                found = jobs.claim(tx, self._backend.name, self._terms, limit=permit.calls, compatible=compatible)
+                found = jobs.claim(
+                    tx,
+                    self._backend.name,
+                    self._terms,
+                    limit=permit.calls,
+                    compatible=compatible,
+                    head=self._head,
+                )
             claims = found  # not before the commit: if that fails, the permit is nobody's, and a probe's kept for ever
         finally:
             if not claims:
