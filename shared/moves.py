@@ -3,6 +3,7 @@
 Only shared/jobs.py uses them; what they mean stands there.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +78,7 @@ class Move:
         mine = {} if fence is None else {"its_fence": fence}
         job = tx.execute(self.statement, {"its_id": job_id, **mine, **given}).one_or_none()
         if job is not None:
-            record(tx, job, self.to, {"reason": reason} if reason else {})
+            record(tx, [job], self.to, {"reason": reason} if reason else {})
         return job
 
 
@@ -237,11 +238,12 @@ CLOSE_ATTEMPT = (
 END_OF = select(jobs.c.status, jobs.c.image_attempt).where(jobs.c.id == bindparam("its_id"))
 
 
-def record(tx: Connection, job: Row[Any], status: Status, data: dict[str, Any]) -> None:
-    """The event of a move: with what a later move may change, as it stood. `routed`: how often it was routed."""
-    tx.info["moved"].append(job.id)
-    tx.execute(
-        _RECORD,
+def record(tx: Connection, moved: Iterable[Row[Any]], status: Status, data: dict[str, Any]) -> None:
+    """The event of the same move of some jobs: with what a later move may change, as it stood.
+
+    `routed`: how often a job was routed.
+    """
+    recorded = [
         {
             "id": new_id("evt"),
             "subject_id": job.id,
@@ -255,5 +257,8 @@ def record(tx: Connection, job: Row[Any], status: Status, data: dict[str, Any]) 
                 "routed": len(job.routing or ()),
                 **data,
             },
-        },
-    )
+        }
+        for job in moved
+    ]
+    tx.info["moved"] += [event["subject_id"] for event in recorded]
+    tx.execute(_RECORD, recorded)
