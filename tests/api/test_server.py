@@ -53,6 +53,23 @@ def test_the_next_request_of_a_client_who_asks_at_once_is_answered_by_the_same_t
     assert len(answered) == requests
 
 
+@pytest.mark.parametrize(
+    ("processes", "connections", "left_for"),
+    [(2, 0, 0.0), (2, 5, 0.0005), (2, 600, 0.002), (1, 600, None)],
+    ids=["it has none", "it has some", "it has many", "there is no other"],
+)
+def test_who_has_many_connections_leaves_the_next_one_to_the_others_for_a_moment(
+    processes: int, connections: int, left_for: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    did: list[object] = []
+    monkeypatch.setattr("api.server.ThreadWorker.accept", lambda _worker, listener: did.append(listener))
+    monkeypatch.setattr("api.server.time", SimpleNamespace(sleep=lambda seconds: did.append(pytest.approx(seconds))))
+    worker = object.__new__(server.Worker)
+    worker.cfg, worker.nr_conns = SimpleNamespace(workers=processes), connections
+    worker.accept("listener")
+    assert did == [*([] if left_for is None else [left_for]), "listener"]
+
+
 HEAD = b"POST /v1/jobs HTTP/1.1\r\nHost: darkroom\r\nAuthorization: Bearer %b\r\nContent-Type: application/json\r\n"
 THREADS = 3
 #: gunicorn waits for 2 s.
