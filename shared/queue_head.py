@@ -22,7 +22,7 @@ class QueueHead:
     """The place at which a look found the first job, for as long as it is believed.
 
     A job that enters before that place meanwhile, as one that was put off does, is found so much later; but at once
-    where there are not enough others.
+    where fewer rows are found than were asked for.
     """
 
     BELIEVED_SECONDS = 1.0
@@ -38,8 +38,9 @@ class QueueHead:
             rows = find(self._place)
             if len(rows) == asked:
                 return rows
-        self._until = self._clock()
+        began = self._clock()
         rows = find(BEGINNING)
-        if rows and len(rows) == asked:  # else the queue is short, and its end in sight
-            self._place, self._until = (rows[0].rank, rows[0].id), self._until + self.BELIEVED_SECONDS
+        is_long = bool(rows) and len(rows) == asked  # else its end is in sight
+        self._place = (rows[0].rank, rows[0].id) if is_long else BEGINNING
+        self._until = began + self.BELIEVED_SECONDS if is_long else began
         return rows

@@ -109,6 +109,7 @@ def test_beside_an_old_snapshot_a_claim_does_not_walk_over_what_was_claimed_sinc
     many(database, 3000)
     with closing(Database(database.url, connections=1)) as elsewhere, elsewhere.engine.connect() as old:
         old.execution_options(isolation_level="REPEATABLE READ")
+        old.execute(text("SET idle_in_transaction_session_timeout = 0"))
         seen = old.scalar(select(func.count()).select_from(table))
         assert len(_claim(database, QueueHead(), limit=2500)) == 2500
         with database.read() as connection:
