@@ -3,7 +3,7 @@
 from typing import Any
 
 from flask import g, request
-from sqlalchemy import Connection, Row, bindparam, func, or_, select, tuple_
+from sqlalchemy import BigInteger, Connection, Row, String, bindparam, func, or_, select, tuple_
 
 from api.errors import not_found
 from shared.ids import is_id
@@ -18,12 +18,13 @@ FARTHEST_POSITION = 1000
 
 # Built once: on the path of every poll, building a statement costs more than running it.
 _READ = SHOWN.where(jobs.c.id == bindparam("job_id"), jobs.c.project_id == bindparam("project"))
+_PLACE = tuple_(bindparam("its_rank", type_=BigInteger), bindparam("its_id", type_=String))
 _AHEAD = select(func.count()).select_from(
     select(jobs.c.id)
     .where(
         jobs.c.backend == bindparam("of_backend"),
         CLAIMABLE,
-        tuple_(jobs.c.rank, jobs.c.id) < tuple_(bindparam("its_rank"), bindparam("its_id")),
+        tuple_(jobs.c.rank, jobs.c.id) < _PLACE,
     )
     # The order keeps PostgreSQL to the queue's index: it expects as many rows soon, and would walk the table for them.
     # Backwards: from a job far behind, it never comes to the head, where the entries of what was claimed may still lie.

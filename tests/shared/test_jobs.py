@@ -84,6 +84,22 @@ def test_a_claim_takes_as_many_as_it_asks_for_and_only_its_backends_jobs(databas
     assert [claim.job_id for claim in claims] == submitted
 
 
+def test_each_job_of_a_claim_has_its_event_and_its_attempt_and_is_told_of(database: Database) -> None:
+    told: list[str] = []
+    database.after_commit = told.extend
+    models = ["m", "m", "other"]
+    submitted = [submit(database, model=model, request_id=f"req_{place}").id for place, model in enumerate(models)]
+    told.clear()
+    with database.write() as tx:
+        claims = jobs.claim(tx, "dataoorts", replace(TERMS, prices={"m": 8000, "other": 9000}), limit=3)
+    assert [claim.request_id for claim in claims] == ["req_0", "req_1", "req_2"]
+    assert told == submitted
+    for job_id, price in zip(submitted, (8000, 8000, 9000), strict=True):
+        assert event_types(database, job_id) == ["job.queued", "job.started"]
+        attempt = attempt_row(database, job_id)
+        assert (attempt.number, attempt.outcome, attempt.worker, attempt.price) == (1, "running", TERMS.worker, price)
+
+
 def test_a_claim_passes_by_what_does_not_go_with_what_is_in_hand(database: Database) -> None:
     sizes = [1024, 512, 1024, 512, 512]
     small = [job for job, size in [(submit(database, input={"width": size}).id, size) for size in sizes] if size == 512]

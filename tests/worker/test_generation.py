@@ -17,6 +17,7 @@ from shared.database import Database, now
 from shared.image_store import DatabaseImageStore
 from shared.inputs import Input
 from shared.progress import Report
+from shared.queue_head import QueueHead
 from shared.tables import Outcome, Status, attempts
 from shared.tables import jobs as table
 from tests.lines import written
@@ -111,6 +112,23 @@ def test_work_goes_on_until_no_job_is_left(bench: Bench) -> None:
     submitted = [submit(bench.database).id for _ in range(5)]
     bench.generation(ScriptedBackend(PICTURE)).work()
     assert {job_row(bench.database, job_id).status for job_id in submitted} == {"succeeded"}
+
+
+def test_a_worker_goes_on_where_it_found_the_queue_to_begin_and_misses_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(QueueHead, "BELIEVED_SECONDS", 3600.0)
+    put_off, second, third = (submit(bench.database).id for _ in range(3))
+    with bench.database.write() as tx:
+        tx.execute(update(table).where(table.c.id == put_off).values(ready=False))
+
+    def make_it_due() -> Picture:
+        bench.make_due()
+        return PICTURE
+
+    backend = ScriptedBackend(make_it_due, PICTURE, PICTURE)
+    bench.generation(backend).work()
+    assert [request.job_id for request in backend.seen] == [second, third, put_off]
 
 
 def test_while_the_backend_works_its_slot_has_the_time_of_an_attempt(bench: Bench) -> None:
