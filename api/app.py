@@ -62,10 +62,15 @@ STREAM_PLACES = 300
 
 def create_app(settings: Settings | None = None) -> OpenAPI:
     """The application, for `gunicorn "api.app:create_app()"`. Ends the process if the settings are wrong."""
+    settings = settings or load_settings()
+    logs.hide(settings.secrets)
+    return build(open_services(settings))
+
+
+def load_settings() -> Settings:
+    """The settings. Ends the process if they are wrong, and says which."""
     try:
-        settings = settings or load()
-        logs.hide(settings.secrets)
-        return build(open_services(settings))
+        return load()
     except SettingsError as error:
         sys.stderr.write(f"darkroom api can't start:\n{error}\n")
         sys.exit(CANNOT_START)

@@ -11,7 +11,7 @@ from typing import Any
 from gunicorn.config import Config  # type: ignore[import-untyped]
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 
-import api.app  # noqa: F401  loaded once, before the processes are forked: they share its memory and its second of CPU
+import api.app  # loaded once, before the processes are forked: they share its memory and its second of CPU
 from api.server import Worker
 from shared import logs, settings
 
@@ -46,6 +46,12 @@ class OurLog(Logger):  # type: ignore[misc]  # gunicorn comes without types
 
 
 logger_class = OurLog
+
+
+def on_starting(arbiter: Any) -> None:
+    """Wrong settings end it before there are workers. gunicorn takes the code of the first one that refuses to start,
+    but if two of them have by the time it looks, it falls over the second one, with a traceback and another code."""
+    api.app.load_settings()
 
 
 def pre_request(worker: Any, request: Any) -> None:
