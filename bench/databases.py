@@ -4,7 +4,7 @@ import shutil
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-import migrations
+from migrations import migrate
 from shared.database import Database
 from tests.servers import PostgresServer
 
@@ -31,7 +31,7 @@ class SqliteDatabases(Databases):
     def __init__(self, folder: Path) -> None:
         self._template = folder / "template.db"
         database = Database(f"sqlite:///{self._template}")
-        migrations.upgrade(database)
+        migrate.upgrade(database)
         with database.read() as connection:
             version = connection.exec_driver_sql("SELECT sqlite_version()").scalar_one()
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -57,7 +57,7 @@ class PostgresDatabases(Databases):
             self._server.start(durable=True)
             self._server.execute("CREATE DATABASE migrated TEMPLATE template0")
             database = Database(self._server.url("migrated"), connections=1)
-            migrations.upgrade(database)
+            migrate.upgrade(database)
             with database.read() as connection:
                 version = connection.exec_driver_sql("SHOW server_version").scalar_one()
             database.close()

@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import migrations
+from migrations import migrate
 from shared import guards, logs, settings
 from shared.announcements import client
 from shared.database import AWAY, Database
@@ -19,8 +19,8 @@ def _upgrade(wanted: settings.Settings) -> None:
     database = Database(wanted.database_url)
     guards.wait_for_database(guards.Place(wanted, database, client(wanted)), log.warning, time.sleep)
     try:
-        migrations.upgrade(database)
-    except migrations.InUse as error:
+        migrate.upgrade(database)
+    except migrate.InUse as error:
         sys.exit(f"darkroom can't migrate the database:\n{error}")
     except AWAY as error:
         mend = "run this again, nothing was changed"
@@ -34,8 +34,8 @@ def _upgrade(wanted: settings.Settings) -> None:
 if sys.argv[1:2] == ["new"] and len(sys.argv) == 3:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Database(f"sqlite:///{Path(folder) / 'scratch.db'}")
-        migrations.upgrade(scratch)
-        migrations.write_new(scratch, sys.argv[2])
+        migrate.upgrade(scratch)
+        migrate.write_new(scratch, sys.argv[2])
         scratch.close()
 elif sys.argv[1:]:
     sys.exit('usage: python -m migrations [new "what it changes"]')

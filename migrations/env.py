@@ -1,4 +1,4 @@
-"""What Alembic runs for every command: the migrations, on the connection that migrations/__init__.py hands over."""
+"""What Alembic runs for every command: the migrations, on the connection that migrate.py hands over."""
 
 from typing import Any, Literal
 

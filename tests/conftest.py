@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-import migrations
+from migrations import migrate
 from shared.database import Database
 from tests.servers import PostgresServer, RedisServer
 
@@ -69,7 +69,7 @@ def postgres() -> Iterator[PostgresServer]:
         server.start()
         server.execute("CREATE DATABASE migrated TEMPLATE template0")
         database = Database(server.url("migrated"), connections=1)
-        migrations.upgrade(database)
+        migrate.upgrade(database)
         database.close()
         yield server
     finally:
@@ -81,7 +81,7 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated SQLite file to copy."""
     path = tmp_path_factory.mktemp("sqlite") / "migrated.db"
     database = Database(f"sqlite:///{path}")
-    migrations.upgrade(database)
+    migrate.upgrade(database)
     with database.read() as connection:
         connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
     database.close()

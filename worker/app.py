@@ -15,7 +15,7 @@ import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery import Celery, signals
 from sqlalchemy import Connection
@@ -27,24 +27,21 @@ from shared.image_store import open_image_store
 from shared.inspector import InspectorAway
 from shared.progress import ProgressTeller
 from shared.settings import Settings
-from shared.webhook_secrets import Vault
 from worker import presence, tasks
-from worker.backends.automatic1111 import Automatic1111, server_backend
 from worker.backends.base import Backend, CannotLoad
-from worker.backends.dataoorts import Dataoorts
-from worker.backends.diffusers import Diffusers, local_backend
 from worker.closing import Closing
 from worker.generation import Generation
 from worker.leases import Leases
-from worker.posting import Poster
 from worker.presence import Progress
 from worker.recovery import Recovery
-from worker.sender import Sender
 from worker.shared_breaker import SharedBreaker
 from worker.slots import Slots
 from worker.spool import Spool
 from worker.stop import Stop
 from worker.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from worker.sender import Sender
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +130,11 @@ class Worker:
             tickets=partial(tickets.waiting, client(wanted), sorted(queues)),
         )
 
-    def _sender(self, wanted: Settings) -> Sender:
+    def _sender(self, wanted: Settings) -> "Sender":
+        from shared.webhook_secrets import Vault
+        from worker.posting import Poster
+        from worker.sender import Sender
+
         if wanted.public_url is None:
             _refuse("DARKROOM_PUBLIC_URL: must be set, as webhooks carry links: where clients reach the API")
         return Sender(
@@ -198,10 +199,17 @@ class Worker:
 
 
 def _backend(name: str, wanted: Settings, slots: int) -> Backend:
-    if name == Diffusers.name:
+    """Each brings libraries that the others' workers have no use for: they are loaded where it is served."""
+    if name == "diffusers":
+        from worker.backends.diffusers import local_backend
+
         return local_backend(wanted)
-    if name == Automatic1111.name:
+    if name == "automatic1111":
+        from worker.backends.automatic1111 import server_backend
+
         return server_backend(wanted)
+    from worker.backends.dataoorts import Dataoorts
+
     if not wanted.dataoorts_api_key:
         _refuse(
             "DATAOORTS_API_KEY: must be set. Without a key, let the sandbox stand in for the vendor: `./dev up` does, "

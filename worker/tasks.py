@@ -3,12 +3,15 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from celery import Celery
 
 from shared import tickets
 from worker.generation import Generation
-from worker.sender import Sender
+
+if TYPE_CHECKING:
+    from worker.sender import Sender
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +25,7 @@ def _telling_of_faults() -> Iterator[None]:
         log.exception("the work for a ticket broke off")  # what it had claimed is rescued when its lease ends
 
 
-def register(app: Celery, generations: Mapping[str, Generation], sender: Sender | None) -> None:
+def register(app: Celery, generations: Mapping[str, Generation], sender: "Sender | None") -> None:
     """Give the application its tasks, for the backends that this worker serves, and for deliveries if it sends them."""
 
     @app.task(name=tickets.TASK)

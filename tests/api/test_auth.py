@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import delete, select, update
 
-import migrations
 from api import auth
 from api.app import build, create_app, open_services
 from api.services import Services
+from migrations import migrate
 from shared.database import Database
 from shared.settings import Settings
 from shared.tables import jobs, keys, projects
@@ -158,7 +158,7 @@ def test_a_database_that_is_migrated_later_is_used_then(settings: Settings, tmp_
     api = client_with(create_app(later), KEY)
     assert api.get("/v1/jobs").status_code == 503 and api.get("/readyz").status_code == 503
     database = Database(later.database_url)
-    migrations.upgrade(database)
+    migrate.upgrade(database)
     database.close()
     assert api.get("/v1/jobs").status_code == 200 and api.get("/readyz").status_code == 200
 

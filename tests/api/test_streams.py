@@ -17,8 +17,8 @@ import pytest
 import requests
 from sqlalchemy import delete, insert, update
 
-import migrations
 from local.web import free_port
+from migrations import migrate
 from shared import jobs as life
 from shared.announcements import Announcer, client
 from shared.catalogue import MODELS
@@ -149,7 +149,7 @@ def own_postgres() -> Iterator[PostgresServer]:
     with closing(PostgresServer()) as postgres:
         postgres.start()
         with closing(Database(postgres.url("postgres"), connections=1)) as database:
-            migrations.upgrade(database)
+            migrate.upgrade(database)
         yield postgres
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-import migrations
+from migrations import migrate
 from shared.database import Database
 from tests.fault_proxy import BLACK_HOLE, FaultProxy
 from tests.servers import PostgresServer
@@ -31,7 +31,7 @@ class OwnPostgres:
             self._server.execute(f"CREATE DATABASE {NAME} TEMPLATE template0")
             self.own_url = self._server.url(NAME)
             database = Database(self.own_url, connections=1)
-            migrations.upgrade(database)
+            migrate.upgrade(database)
             database.close()
             self.proxy = FaultProxy(self._server.port)
         except BaseException:

@@ -21,7 +21,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-import migrations
+from migrations import migrate
 from shared.catalogue import DEFAULT_MODEL
 from shared.database import Database
 from shared.tables import workers
@@ -166,7 +166,7 @@ def main() -> None:
         folder = Path(name)
         url = f"sqlite:///{folder / 'darkroom.db'}"
         database = Database(url)
-        migrations.upgrade(database)
+        migrate.upgrade(database)
         database.close()
         model = save_tiny_sdxl(folder / "tiny-sdxl")
         with both(folder, url, model) as running:

@@ -11,9 +11,11 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 import migrations
+from migrations import migrate
 from shared import settings, tallies
 from shared.database import Database
 from shared.tables import metadata
@@ -48,7 +50,7 @@ def test_indexes_and_migrations_agree_in_their_conditions_too(
     created, migrated = empty(kind, tmp_path / "created.db", request), empty(kind, tmp_path / "migrated.db", request)
     with created.write() as tx:
         metadata.create_all(tx)
-    migrations.upgrade(migrated)
+    migrate.upgrade(migrated)
     expected = indexes(created)
     found = {name: sql for name, sql in indexes(migrated).items() if not name.startswith("alembic_version")}
     assert found == expected and "status" in expected["ix_jobs_claim"].partition("WHERE")[2]
@@ -59,6 +61,19 @@ def test_indexes_and_migrations_agree_in_their_conditions_too(
 def test_a_migrated_database_stands_at_the_newest_revision(database: Database) -> None:
     with database.read() as connection:
         assert migrations.current(connection) == migrations.newest()
+
+
+def test_the_newest_revision_is_the_one_that_alembic_upgrades_to() -> None:
+    folder = Path(migrations.__file__).parent
+    assert migrations.newest() == ScriptDirectory(str(folder)).get_current_head()
+    assert migrations.knows(migrations.newest()) and not migrations.knows("9999")
+
+
+def test_a_database_that_was_never_migrated_stands_at_no_revision(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'new.db'}")
+    with database.read() as connection:
+        assert migrations.current(connection) is None
+    database.close()
 
 
 def empty(kind: str, path: Path, request: pytest.FixtureRequest) -> Database:
@@ -92,7 +107,7 @@ def test_who_begins_to_count_in_the_middle_counts_the_queue_right(
     """Before the tallies there were jobs: some waiting, some not, some whose latest events have no number yet."""
     database = empty(kind, tmp_path / "new.db", request)
     with database.write() as tx:
-        command.upgrade(migrations._config(tx), "0003")
+        command.upgrade(migrate._config(tx), "0003")
     moves = {
         "waits": ["queued"],
         "came_back": ["queued", "started", "queued"],
@@ -122,7 +137,7 @@ def test_who_begins_to_count_in_the_middle_counts_the_queue_right(
                     ),
                     row,
                 )
-    migrations.upgrade(database)
+    migrate.upgrade(database)
     assert Feed(database).round() == 3
     with database.read() as connection:
         counted = tallies.read(connection)
@@ -138,7 +153,7 @@ class Blocked:
         self.database = Database(server.url(server.new_database()))
         self.other = Database(self.database.url, connections=1)
         with self.database.write() as tx:
-            command.upgrade(migrations._config(tx), "0005")
+            command.upgrade(migrate._config(tx), "0005")
         self._stack = ExitStack()
         self._tx = self._stack.enter_context(self.other.write())
         self._tx.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
@@ -156,8 +171,8 @@ class Blocked:
 
 @pytest.fixture
 def blocked(postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Blocked]:
-    monkeypatch.setattr(migrations, "LOCK_SECONDS", 0.5)
-    monkeypatch.setattr(migrations, "PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(migrate, "LOCK_SECONDS", 0.5)
+    monkeypatch.setattr(migrate, "PAUSE_SECONDS", 0.1)
     blocked = Blocked(postgres)
     yield blocked
     blocked.close()
@@ -167,7 +182,7 @@ def test_a_migration_that_waits_for_a_lock_lets_the_others_through_and_goes_on_w
     blocked: Blocked, caplog: pytest.LogCaptureFixture
 ) -> None:
     with ThreadPoolExecutor(1) as pool:
-        migrating = pool.submit(migrations.upgrade, blocked.database)
+        migrating = pool.submit(migrate.upgrade, blocked.database)
         eventually("it says that it waits", lambda: "a lock is not to be had" in caplog.text)
         for _ in range(5):  # a reader whose limit (8 s) is far above the wait of the migration
             with blocked.database.read() as connection:
@@ -183,15 +198,15 @@ def test_a_migration_that_waits_for_a_lock_lets_the_others_through_and_goes_on_w
 def test_a_migration_that_never_gets_its_lock_changes_nothing_and_says_whose_it_is(
     blocked: Blocked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(migrations, "TRIED_SECONDS", 1.0)
-    with pytest.raises(migrations.InUse, match=rf"process {blocked.process} .*End it, with") as raised:
-        migrations.upgrade(blocked.database)
+    monkeypatch.setattr(migrate, "TRIED_SECONDS", 1.0)
+    with pytest.raises(migrate.InUse, match=rf"process {blocked.process} .*End it, with") as raised:
+        migrate.upgrade(blocked.database)
     assert "nothing was changed" in str(raised.value)
     with blocked.database.read() as connection:
         assert migrations.current(connection) == "0005"
 
 
-def migrate(database_url: str, **more: str) -> subprocess.Popen[str]:
+def started(database_url: str, **more: str) -> subprocess.Popen[str]:
     environ = {"DARKROOM_DATABASE_URL": database_url, "DARKROOM_SECRET_KEY": "s" * 32, **more}
     return subprocess.Popen(
         [sys.executable, "-m", "migrations"], env=settings.child_environ(environ), stderr=subprocess.PIPE, text=True
@@ -202,7 +217,7 @@ def migrate(database_url: str, **more: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("name", ["nowhere/new.db", "file/new.db"], ids=["no folder", "no folder but a file"])
 def test_a_folder_that_is_not_there_is_said_in_a_line(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
-    process = migrate(f"sqlite:///{tmp_path / name}")
+    process = started(f"sqlite:///{tmp_path / name}")
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 1
     assert said.startswith("darkroom can't migrate the database: ") and len(said.splitlines()) == 1, said
@@ -212,7 +227,7 @@ def test_a_folder_that_is_not_there_is_said_in_a_line(tmp_path: Path, name: str)
 @pytest.mark.slow
 def test_a_database_that_is_away_is_waited_for() -> None:
     server = PostgresServer()
-    process = migrate(server.tcp_url("postgres"))
+    process = started(server.tcp_url("postgres"))
     try:
         assert process.stderr is not None
         line = process.stderr.readline()

@@ -169,3 +169,23 @@ def test_whatever_is_raised_while_a_worker_gets_ready_ends_it_and_is_told_withou
     assert str(ended.value).startswith("darkroom worker can't start:\n")
     lines = [logs.TextFormatter("worker").format(record) for record in caplog.records]
     assert "in fails" in lines[0] and "KeyError" in lines[0] and "fox" not in lines[0] + str(ended.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("serves", ["_backend('dataoorts', wanted, 1)", "Worker(wanted, {'deliver'}, 1)"])
+def test_a_worker_loads_no_library_that_what_it_serves_has_no_use_for(tmp_path: Path, serves: str) -> None:
+    code = "import sys; from shared import settings; from worker.app import *; from worker.app import _backend\n"
+    code += f"wanted = settings.load(); it = {serves}; print(*sys.modules)"
+    environ = settings.child_environ(
+        {
+            "DARKROOM_SECRET_KEY": "s" * 32,
+            "DARKROOM_DATA_DIR": str(tmp_path),
+            "DARKROOM_PUBLIC_URL": "http://127.0.0.1:1",
+            "DATAOORTS_API_KEY": "k",
+        }
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environ, cwd=ROOT, capture_output=True, text=True)
+    loaded = set(done.stdout.split())
+    assert "requests" in loaded, done.stderr
+    assert not loaded & {"alembic", "mako", "numpy", "torch"}  # some 25 MB of memory, of each worker
+    assert ("cryptography.fernet" in loaded) == ("deliver" in serves)
