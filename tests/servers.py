@@ -166,7 +166,7 @@ class RedisServer:
                 time.sleep(0.01)
 
     def client(self) -> redis.Redis:
-        return redis.Redis(port=self.port, socket_timeout=2, retry=Retry(NoBackoff(), 0))
+        return redis.Redis(port=self.port, socket_timeout=30, retry=Retry(NoBackoff(), 0))
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         if self.process is not None:
