@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shared.picture import CONTENT_TYPES, MOST_BYTES, Facts, Unfit
@@ -180,10 +180,16 @@ class Inspector:
 
     def inspect(self, data: bytes) -> Facts:
         """What `data` is; raises Unfit if it is not one whole picture, InspectorAway if that can't be told."""
-        if not data or len(data) > MOST_BYTES:
-            raise Unfit(f"the picture is empty or has more than {MOST_BYTES} bytes")
+        return self.inspect_in_turn(lambda: data)
+
+    def inspect_in_turn(self, read: Callable[[], bytes]) -> Facts:
+        """The same, of what `read` gives: called once a child is free, so that those who wait for one take no memory.
+        Raises what `read` does."""
         child = self._take()
         try:
+            data = read()
+            if not data or len(data) > MOST_BYTES:
+                raise Unfit(f"the picture is empty or has more than {MOST_BYTES} bytes")
             for _ in range(2):
                 child = self._ready(child)
                 with contextlib.suppress(_ChildGone):

@@ -10,6 +10,10 @@ from shared.image_store import Image, ImageStore
 from shared.jobs import Claim
 from shared.tables import Billed, Outcome, Status
 from worker.backends.base import Failure, Kind, Picture
+from worker.room import Room
+
+#: So many pictures are put at once, and how long the others wait for that. Less than a slot may wait (slots.py).
+PUT_AT_ONCE, PATIENCE_SECONDS = 16, 5.0
 
 
 def outcome_of(status: Status) -> Outcome:
@@ -23,23 +27,14 @@ class Closing:
     def __init__(self, database: Database, images: ImageStore) -> None:
         self._database = database
         self._images = images
+        self._room = Room(PUT_AT_ONCE)
 
     def with_picture(self, job_id: str, attempt: int, picture: Picture, claim: Claim | None = None) -> Status:
         """The picture ends its job unless the job has ended. Returns where the job stands then; raises AWAY.
 
         `claim`: the caller's own. Without one, or when it is the caller's no more, the picture is adopted.
         """
-        image = Image(
-            job_id=job_id,
-            attempt=attempt,
-            content_type=picture.content_type,
-            width=picture.width,
-            height=picture.height,
-            bytes=len(picture.data),
-            sha256=picture.sha256,
-            warnings=[{"code": warning.code, "message": warning.message} for warning in picture.warnings],
-        )
-        self._images.put(image, picture.data)
+        image = self._put(job_id, attempt, picture)
         pointed_at: int | None = attempt
         with self._database.write() as tx:
             if (claim is not None and jobs.succeed(tx, claim, image)) or jobs.adopt(tx, image):
@@ -50,6 +45,22 @@ class Closing:
         if pointed_at != attempt:
             self._images.remove(job_id, attempt)
         return status
+
+    def _put(self, job_id: str, attempt: int, picture: Picture) -> Image:
+        with self._room.place(PATIENCE_SECONDS):
+            data = picture.read()
+            image = Image(
+                job_id=job_id,
+                attempt=attempt,
+                content_type=picture.content_type,
+                width=picture.width,
+                height=picture.height,
+                bytes=len(data),
+                sha256=picture.sha256,
+                warnings=[{"code": warning.code, "message": warning.message} for warning in picture.warnings],
+            )
+            self._images.put(image, data)
+        return image
 
     def with_failure(
         self, job_id: str, attempt: int, failure: Failure, move: Callable[[Connection], object] = lambda tx: None

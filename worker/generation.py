@@ -21,7 +21,7 @@ from shared.queue_head import QueueHead
 from shared.routing import AUTO
 from shared.tables import Billed, Outcome
 from worker import retry
-from worker.backends.base import Backend, Failure, Kind, Picture, Request, Unjudged
+from worker.backends.base import Backend, Failure, Kind, Picture, Read, Request, Unjudged
 from worker.breaker import Permit, Verdict
 from worker.claims import Claims
 from worker.closing import Closing, outcome_of
@@ -178,7 +178,7 @@ class Generation:
     ) -> None:
         """Judge it if nobody could, store it or give the job back, and close the attempt."""
         if isinstance(outcome, Unjudged) and entry is not None:
-            outcome = self._until_done(lambda: self._judge(claim, entry.data), entry, is_picture=True)
+            outcome = self._until_done(lambda: self._judge(claim, entry.read()), entry, is_picture=True)
         if isinstance(outcome, Picture):
             picture = outcome
             status = self._until_done(
@@ -212,8 +212,9 @@ class Generation:
         """What the backend says, and what it received, which may be more: a picture that could not be judged."""
         kept: list[Entry] = []
 
-        def received(data: bytes) -> None:
+        def received(data: bytes) -> Read:
             kept.append(self._keep(claim.job_id, claim.attempt, data))
+            return kept[-1].read
 
         def progress(_index: int, step: int, steps: int, preview: bytes | None) -> None:
             self._tell(claim.job_id, Report(claim.attempt, step, steps, preview))

@@ -79,7 +79,7 @@ class Recovery:
             return
         logs.note(request_id=job.request_id)
         try:
-            picture = self._backend.judge(Request(entry.job_id, job.model, job.input), entry.data)
+            picture = self._backend.judge(Request(entry.job_id, job.model, job.input), entry.read())
         except Unjudged:
             raise
         except Failure as failure:

@@ -39,12 +39,20 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A picture that was received for an attempt: `data` as it came. `path` is None if it is in memory alone."""
+    """A picture that was received for an attempt. `held`: its bytes, if they are in memory; `path`: of its file, None
+    if they are there alone."""
 
     job_id: str
     attempt: int
-    data: bytes = field(repr=False)
+    held: bytes | None = field(repr=False)
     path: Path | None = None
+
+    def read(self) -> bytes:
+        """Its bytes as they came; raises OSError if the disk does not give them."""
+        if self.held is not None:
+            return self.held
+        assert self.path is not None
+        return self.path.read_bytes()
 
     def remove(self) -> None:
         """The commit is made that makes it unnecessary. Not being there is fine."""
@@ -155,7 +163,7 @@ class Spool:
         if not self._writable:
             self._writable = True
             log.info("the spool can be written again")
-        return Entry(job_id, attempt, data, path)
+        return Entry(job_id, attempt, None, path)
 
     def hand_back(self, entry: Entry) -> None:
         """Whoever received it could not store it and gave up: from now on it is among those that are left behind."""

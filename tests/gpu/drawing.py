@@ -62,7 +62,7 @@ def failure(outcome: Picture | Failure) -> Failure:
 
 
 def pixels(outcome: Picture | Failure) -> NDArray[np.int64]:
-    return np.asarray(Image.open(io.BytesIO(picture(outcome).data))).astype(int)
+    return np.asarray(Image.open(io.BytesIO(picture(outcome).read()))).astype(int)
 
 
 def largest_difference(outcomes: Sequence[Picture | Failure], expected: Sequence[NDArray[np.int64]]) -> int:

@@ -16,6 +16,7 @@ from PIL import Image
 from shared.version import VERSION
 from tests.gpu.conftest import Backends
 from tests.gpu.drawing import INPUT, alter, draw, failure, photo, picture, pixels, request
+from tests.kept import Kept
 from worker.backends.base import Backend, Billed, Failure, Kind, Picture, Request
 from worker.backends.diffusers import Diffusers
 
@@ -43,20 +44,20 @@ def test_importing_the_backend_imports_no_torch() -> None:
 
 
 def test_a_picture_is_handed_over_as_png_before_anything_else_is_said_of_it(backend: Diffusers) -> None:
-    kept: list[bytes] = []
+    kept = Kept()
     plain = request(width=72, height=96)
-    outcome = picture(draw(backend, Request("job_1", "sdxl", plain.input, kept.append))[0])
-    assert kept == [outcome.data]
-    assert outcome.sha256 == hashlib.sha256(outcome.data).hexdigest()
-    image = Image.open(io.BytesIO(outcome.data))
+    outcome = picture(draw(backend, Request("job_1", "sdxl", plain.input, kept.keep))[0])
+    assert kept == [outcome.read()]
+    assert outcome.sha256 == hashlib.sha256(outcome.read()).hexdigest()
+    image = Image.open(io.BytesIO(outcome.read()))
     assert (image.format, image.mode, image.size) == ("PNG", "RGB", (72, 96))
     assert (outcome.content_type, outcome.width, outcome.height, outcome.warnings) == ("image/png", 72, 96, ())
-    assert backend.judge(plain, outcome.data) == outcome
+    assert backend.judge(plain, outcome.read()) == outcome
 
 
 def test_a_picture_says_which_job_made_it_from_which_model_and_how(backend: Diffusers) -> None:
     [drawn, altered] = draw(backend, request(negative_prompt="blurry"), alter(photo(), strength=0.5))
-    texts = Image.open(io.BytesIO(picture(drawn).data)).info
+    texts = Image.open(io.BytesIO(picture(drawn).read())).info
     assert json.loads(texts["darkroom"]) == {
         "job_id": "job_1",
         "model": "sdxl",
@@ -67,12 +68,12 @@ def test_a_picture_says_which_job_made_it_from_which_model_and_how(backend: Diff
     }
     fields = "Steps: 4, Sampler: Euler, CFG scale: 7.5, Seed: 1, Size: 64x64, Model: sdxl"
     assert texts["parameters"] == f"a red fox\nNegative prompt: blurry\n{fields}"
-    texts = Image.open(io.BytesIO(picture(altered).data)).info
+    texts = Image.open(io.BytesIO(picture(altered).read())).info
     assert texts["parameters"] == f"a red fox\n{fields}, Denoising strength: 0.5"
 
 
 def test_bytes_that_are_no_whole_picture_are_judged_so(backend: Diffusers) -> None:
-    data = picture(draw(backend, request())[0]).data
+    data = picture(draw(backend, request())[0]).read()
     with pytest.raises(Failure, match="cut short") as raised:
         backend.judge(request(), data[:-20])
     assert (raised.value.kind, raised.value.billed) == (Kind.bad_output, Billed.no)

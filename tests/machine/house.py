@@ -2,7 +2,6 @@
 whose every effect is a step (stepping.py)."""
 
 import errno
-import hashlib
 import logging
 import os
 import shutil
@@ -205,7 +204,7 @@ class Vendor:
             raise Unjudged(Kind.transient, Billed.yes, "nobody can judge")
         if data.startswith(b"spoilt"):
             raise Failure(Kind.bad_output, Billed.yes, "unfit")
-        return Picture(data, "image/png", 512, 512, hashlib.sha256(data).hexdigest())
+        return Picture.of(data, "image/png", 512, 512)
 
 
 class SteppedEntry(Entry):
@@ -271,7 +270,7 @@ class SteppedSpool(Spool):
         return super()._folder()
 
     def _stepped(self, entry: Entry) -> Entry:
-        stepped = SteppedEntry(entry.job_id, entry.attempt, entry.data, entry.path)
+        stepped = SteppedEntry(entry.job_id, entry.attempt, entry.held, entry.path)
         object.__setattr__(stepped, "promises", self._promises)
         return stepped
 

@@ -18,6 +18,7 @@ from local.web import free_port
 from sandbox.server import Sandbox
 from shared.inspector import Inspector
 from shared.logs import TextFormatter
+from tests.kept import Kept
 from tests.worker.boxes import (
     AUTH,
     Connect,
@@ -56,8 +57,8 @@ def test_a_picture_is_drawn_and_the_same_request_gives_the_same_one(box: Sandbox
     backend = connect(box.box_url)
     first, second = picture(ask(backend)), picture(ask(backend))
     assert (first.content_type, first.width, first.height, first.warnings) == ("image/png", 256, 256, ())
-    assert first.data == second.data != picture(ask(backend, request(seed=8))).data
-    with Image.open(BytesIO(first.data)) as image:
+    assert first.read() == second.read() != picture(ask(backend, request(seed=8))).read()
+    with Image.open(BytesIO(first.read())) as image:
         assert '"seed": 7' in image.info["parameters"], "as the server sent it, with what it wrote into it"
 
 
@@ -68,7 +69,7 @@ def test_a_picture_starts_from_an_image_and_keeps_more_of_it_the_less_strength_t
 
     def distance(strength: float) -> float:
         made = picture(ask(backend, request(start, strength=strength)))
-        return float(np.abs(pixels(made.data)[:200].astype(float) - (200, 30, 30)).mean())
+        return float(np.abs(pixels(made.read())[:200].astype(float) - (200, 30, 30)).mean())
 
     assert distance(0.1) < distance(0.5) < distance(1.0)
 
@@ -76,15 +77,15 @@ def test_a_picture_starts_from_an_image_and_keeps_more_of_it_the_less_strength_t
 def test_outside_of_the_mask_every_pixel_is_kept(box: Sandbox, connect: Connect) -> None:
     mask = np.zeros((256, 256), np.uint8)
     mask[64:200, 32:224] = 255
-    kept: list[bytes] = []
+    kept = Kept()
     asked = request(png(some_pixels()), png(mask), strength=0.9)
-    object.__setattr__(asked, "received", kept.append)
+    object.__setattr__(asked, "received", kept.keep)
     made = picture(ask(connect(box.box_url), asked))
-    drawn = pixels(made.data)
+    drawn = pixels(made.read())
     assert np.array_equal(drawn[mask == 0], some_pixels()[mask == 0])
     assert (drawn[mask == 255] != some_pixels()[mask == 255]).mean() > 0.9
-    assert kept == [made.data], "what is safe is what was put together"
-    with Image.open(BytesIO(made.data)) as image:
+    assert kept == [made.read()], "what is safe is what was put together"
+    with Image.open(BytesIO(made.read())) as image:
         said = json.loads(image.info["darkroom"])
         assert set(image.info) == {"parameters", "darkroom"}, "encoded here: nothing that the server wrote into it"
     assert said["job_id"] == asked.job_id and said["backend"] == "automatic1111" and len(said["revision"]) == 10
@@ -109,7 +110,7 @@ def test_a_picture_of_another_size_or_seed_or_checkpoint_is_kept_with_a_warning(
 @pytest.mark.parametrize("checkpoint", ["sd_xl_turbo_1.0", "sd_xl_turbo_1.0.safetensors [e869ac7d69]", "e869ac7d69"])
 def test_the_checkpoint_of_the_settings_is_asked_for(box: Sandbox, connect: Connect, checkpoint: str) -> None:
     made = picture(ask(connect(box.box_url, AUTH, checkpoint)))
-    assert made.warnings == () and made.data != picture(ask(connect(box.box_url))).data
+    assert made.warnings == () and made.read() != picture(ask(connect(box.box_url))).read()
 
 
 def test_with_a_mask_a_picture_of_another_size_is_none(box: Sandbox, connect: Connect) -> None:
@@ -274,7 +275,7 @@ def test_two_threads_are_at_the_server_one_after_the_other(box: Sandbox, connect
     backend = connect(box.box_url)
     with ThreadPoolExecutor() as pool:
         outcomes = list(pool.map(lambda seed: ask(backend, request(seed=seed)), range(4)))
-    assert len({picture(outcome).data for outcome in outcomes}) == 4
+    assert len({picture(outcome).read() for outcome in outcomes}) == 4
     assert box.box.books.read()["most_in_flight"] == 1
 
 
@@ -292,9 +293,9 @@ def test_a_picture_that_nobody_can_judge_now_is_kept_and_can_be_judged_later(
     box: Sandbox, connect: Connect, inspector: Inspector
 ) -> None:
     away = Inspector(command=("/nowhere",))
-    kept: list[bytes] = []
+    kept = Kept()
     asked = request()
-    object.__setattr__(asked, "received", kept.append)
+    object.__setattr__(asked, "received", kept.keep)
     assert isinstance(ask(connect(box.box_url, inspector=away), asked), Unjudged)
     assert connect(box.box_url).judge(asked, kept[0]).sha256 == picture(ask(connect(box.box_url))).sha256
     away.close()

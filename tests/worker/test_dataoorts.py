@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -23,10 +24,12 @@ from shared.catalogue import DEFAULT_MODEL
 from shared.inspector import Inspector, InspectorAway
 from shared.logs import TextFormatter
 from shared.picture import Facts
+from tests.kept import Kept
 from tests.shared.pictures import jpeg_of_size, whole
 from tests.worker.stub_vendor import Script, StubVendor, answer, saying, saying_and_closing
 from worker import deadline
-from worker.backends.base import Backend, Billed, Failure, Kind, Picture, Request, Unjudged
+from worker.backends import dataoorts
+from worker.backends.base import Backend, Billed, Failure, Kind, Picture, Read, Request, Unjudged
 from worker.backends.dataoorts import LONGEST_ANSWER, Dataoorts
 from worker.deadline import Watchdog, WatchedSession
 
@@ -172,7 +175,8 @@ def test_a_picture_is_kept_as_received_with_its_true_type_size_and_hash(connect:
     jpeg = whole("JPEG", 512, 512)
     with StubVendor(saying(answer(200, jpeg, "Content-Type: image/png"))) as vendor:
         made = picture(ask(connect(vendor.url)))
-    assert made == Picture(jpeg, "image/jpeg", 512, 512, hashlib.sha256(jpeg).hexdigest())
+    assert made == Picture.of(jpeg, "image/jpeg", 512, 512) and made.read() == jpeg
+    assert made.sha256 == hashlib.sha256(jpeg).hexdigest()
 
 
 def test_a_picture_of_another_size_is_kept_with_a_warning(connect: Connect) -> None:
@@ -207,7 +211,7 @@ WAYS_TO_SEND = {
 @pytest.mark.parametrize("script", WAYS_TO_SEND.values(), ids=WAYS_TO_SEND.keys())
 def test_a_picture_arrives_in_every_way_that_http_knows(script: Script, connect: Connect) -> None:
     with StubVendor(script) as vendor:
-        assert picture(ask(connect(vendor.url))).data == PNG
+        assert picture(ask(connect(vendor.url))).read() == PNG
 
 
 BOMB = gzip.compress(b"\x89PNG\r\n\x1a\n" + b"\0" * (LONGEST_ANSWER * 8))
@@ -597,48 +601,92 @@ def test_what_was_received_is_handed_over_before_it_is_judged(
     connect: Connect, inspector: Inspector, monkeypatch: pytest.MonkeyPatch, body: bytes, received: bytes
 ) -> None:
     order: list[tuple[str, bytes]] = []
-    inspect = inspector.inspect
+    inspect = inspector.inspect_in_turn
 
-    def judge(data: bytes) -> Facts:
-        order.append(("judged", data))
-        return inspect(data)
+    def judge(read: Read) -> Facts:
+        order.append(("judged", read()))
+        return inspect(read)
 
-    monkeypatch.setattr(inspector, "inspect", judge)
-    request = replace(REQUEST, received=lambda data: order.append(("received", data)))
+    def keep(data: bytes) -> Read:
+        order.append(("received", data))
+        return lambda: data
+
+    monkeypatch.setattr(inspector, "inspect_in_turn", judge)
+    request = replace(REQUEST, received=keep)
     with StubVendor(saying(answer(200, body))) as vendor:
         ask(connect(vendor.url), request)
     assert order == [("received", received), ("judged", received)]
+
+
+def bytes_in_hand() -> list[int]:
+    """How many bytes the functions of the worker hold that lead to here, if they are enough for a picture."""
+    frame, found = sys._getframe(), []
+    while (outer := frame.f_back) is not None:
+        frame = outer
+        if frame.f_globals["__name__"].startswith("worker."):
+            held = [value for value in frame.f_locals.values() if isinstance(value, bytes | bytearray | memoryview)]
+            found += [len(value) for value in held if len(value) > 1000]
+    return found
+
+
+def test_from_its_arrival_on_a_picture_is_read_from_where_it_is_safe_and_takes_no_memory_while_it_waits(
+    connect: Connect, inspector: Inspector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspect, held = inspector.inspect_in_turn, []
+    safe = whole("JPEG", 512, 512)  # another one, so that it is told from what came
+
+    def judge(read: Read) -> Facts:
+        held.append(bytes_in_hand())
+        return inspect(read)
+
+    monkeypatch.setattr(inspector, "inspect_in_turn", judge)
+    with StubVendor(saying(answer(200, PNG))) as vendor:
+        made = picture(ask(connect(vendor.url), replace(REQUEST, received=lambda data: lambda: safe)))
+    assert held == [[]]
+    assert made.read() is safe and made == Picture.of(safe, "image/jpeg", 512, 512)
+
+
+def test_a_picture_that_comes_slowly_keeps_the_others_from_us_for_a_moment_only(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataoorts, "RECEIVED_AT_ONCE", 1)
+    monkeypatch.setattr(dataoorts, "PATIENCE_SECONDS", 0.05)
+    with StubVendor(saying(answer(200, PNG))) as vendor:
+        backend = connect(vendor.url)
+        assert isinstance(backend, Dataoorts)
+        with backend._room.place(60):  # the one place is taken
+            assert picture(ask(backend)).read() == PNG
 
 
 @pytest.mark.parametrize(
     "said", [answer(503, b"busy"), answer(200, b"<html>"), answer(200, b'{"result": {"image": "%%%"}}')]
 )
 def test_what_is_no_picture_is_not_handed_over(connect: Connect, said: bytes) -> None:
-    received: list[bytes] = []
+    received = Kept()
     with StubVendor(saying(said)) as vendor:
-        failure(ask(connect(vendor.url), replace(REQUEST, received=received.append)))
+        failure(ask(connect(vendor.url), replace(REQUEST, received=received.keep)))
     assert received == []
 
 
 def test_a_picture_that_nobody_can_judge_now_is_paid_and_can_be_judged_later(
     connect: Connect, inspector: Inspector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def away(_: bytes) -> Any:
+    def away(_: Read) -> Any:
         raise InspectorAway("no process")
 
-    received: list[bytes] = []
-    small = replace(REQUEST, input={"width": 256, "height": 256}, received=received.append)
+    received = Kept()
+    small = replace(REQUEST, input={"width": 256, "height": 256}, received=received.keep)
     with StubVendor(saying(answer(200, PNG))) as vendor:
         backend = connect(vendor.url)
         with monkeypatch.context() as broken:
-            broken.setattr(inspector, "inspect", away)
+            broken.setattr(inspector, "inspect_in_turn", away)
             outcome = ask(backend, small)
             assert isinstance(outcome, Unjudged)
             assert failure(outcome) == (Kind.transient, Billed.yes)
             with pytest.raises(Unjudged):
                 backend.judge(small, received[0])
         judged = backend.judge(small, received[0])
-    assert (judged.data, judged.content_type, judged.width) == (PNG, "image/png", 512)
+    assert (judged.read(), judged.content_type, judged.width) == (PNG, "image/png", 512)
     assert judged.sha256 == hashlib.sha256(PNG).hexdigest()
     assert [warning.code for warning in judged.warnings] == ["size_differs"]
     assert len(vendor.requests) == 1

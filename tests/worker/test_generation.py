@@ -1,5 +1,6 @@
 """One attempt, top to bottom, on both databases, with a backend whose answers the test decides."""
 
+import errno
 import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -791,6 +792,23 @@ def test_a_worker_that_is_to_stop_leaves_a_picture_that_it_cannot_store_on_the_s
     assert len(asked) == 1
     assert spooled(tmp_path) == [DATA]
     assert job_row(bench.database, job.id).status == Status.running, "until the next worker offers it, or the rescue"
+
+
+def test_a_picture_that_the_disk_does_not_give_back_is_left_for_the_next_look(
+    bench: Bench, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit(bench.database)
+
+    def broken(_: Entry) -> bytes:
+        raise OSError(errno.EIO, "input/output error")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Entry, "read", broken)
+        with pytest.raises(OSError, match="input/output error"):
+            bench.generation(ScriptedBackend(PICTURE), spool).work()
+    [left] = spool.left_behind()
+    assert (left.job_id, left.attempt, left.read()) == (job.id, 1, DATA)
+    assert job_row(bench.database, job.id).status == Status.running, "until it is offered, or the rescue"
 
 
 def test_a_worker_that_is_to_stop_holds_on_to_a_picture_that_is_not_on_the_disk(

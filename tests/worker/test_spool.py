@@ -107,7 +107,7 @@ def left(root: Path, *job_ids: str) -> Path:
 def test_a_picture_that_is_wholly_written_is_found_however_its_worker_died(tmp_path: Path, step: str) -> None:
     with worker(tmp_path, step):
         spool = Spool(tmp_path)
-        found = [(entry.job_id, entry.attempt, entry.data) for entry in spool.left_behind()]
+        found = [(entry.job_id, entry.attempt, entry.read()) for entry in spool.left_behind()]
     assert found == [("job_1", 1, DATA), ("job_2", 3, DATA)]
     spool.close()
 
@@ -220,6 +220,14 @@ def test_what_leaves_the_spool_is_gone_and_an_empty_folder_goes_with_its_worker(
     entry.remove()
     spool.close()
     assert list((tmp_path / "made" / "with its parents").iterdir()) == []
+
+
+def test_a_picture_that_is_on_the_disk_takes_no_memory(spool: Spool) -> None:
+    entry = spool.keep("job_1", 1, DATA)
+    assert entry.held is None and entry.read() == DATA
+    assert entry.path is not None
+    entry.path.write_bytes(b"read when it is wanted")
+    assert entry.read() == b"read when it is wanted"
 
 
 def test_pictures_are_for_their_owners_eyes_only(spool: Spool) -> None:
@@ -362,7 +370,7 @@ def test_a_picture_that_the_disk_does_not_take_stays_in_memory_and_leaves_nothin
         broken.setattr(os, call, fail)
         for attempt in range(1, 4):
             entry = spool.keep("job_1", attempt, DATA)
-            assert (entry.path, entry.data) == (None, DATA)
+            assert (entry.path, entry.read()) == (None, DATA)
             entry.remove()
     assert files(tmp_path) == []
     assert len(warnings(caplog)) == 1 and os.strerror(number) in caplog.text
@@ -424,7 +432,7 @@ def test_a_worker_that_starts_on_a_full_disk_offers_what_fills_it(small_disk: Pa
     spool = Spool(small_disk / "spool")
     assert spool.keep("job_3", 1, DATA).path is None
     for entry in spool.left_behind():
-        assert entry.data == DATA
+        assert entry.read() == DATA
         entry.remove()
     assert files(small_disk / "spool") == []
     assert spool.keep("job_3", 2, DATA).path is not None, "there is room for a folder of its own now"

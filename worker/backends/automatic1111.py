@@ -9,7 +9,6 @@ outside of it is put back here exactly, and the picture is encoded here.
 """
 
 import base64
-import hashlib
 import logging
 import threading
 import time
@@ -245,8 +244,7 @@ class Automatic1111:
         revision = answers.model_hash(drawn.info)
         data = provenance.png(pixels, request, self.name, revision, sampler=answers.SAMPLER)
         request.received(data)
-        sha256 = hashlib.sha256(data).hexdigest()
-        return Picture(data, "image/png", made.width, made.height, sha256, made.warnings)
+        return Picture.of(data, "image/png", made.width, made.height, made.warnings)
 
     def _judge(self, request: Request, data: bytes, info: Mapping[str, Any]) -> Picture:
         try:
@@ -257,8 +255,7 @@ class Automatic1111:
         except InspectorAway as away:
             raise Unjudged(Kind.transient, Billed.no, f"the picture could not be judged: {away}") from None
         warnings = answers.warnings(request, facts.width, facts.height, info, self._checkpoint)
-        sha256 = hashlib.sha256(data).hexdigest()
-        return Picture(data, facts.content_type, facts.width, facts.height, sha256, warnings)
+        return Picture.of(data, facts.content_type, facts.width, facts.height, warnings)
 
     def _tell(self, progress: Any, step: int, steps: int, shown: str | None) -> None:
         try:

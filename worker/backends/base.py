@@ -4,6 +4,7 @@ A backend gets requests and gives back one outcome for each, in order: a `Pictur
 for a bad job, keeps nothing about jobs, and decides nothing about retries: `worker/retry.py` does, from the kind.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -32,7 +33,13 @@ class Kind(StrEnum):
     internal = "internal"  # our own code broke
 
 
-def _ignore(data: bytes) -> None: ...
+#: Reads the bytes of a picture: from the disk once they are safe there. Hundreds of pictures wait to be judged and
+#: stored, and only those whose turn it is take memory.
+Read = Callable[[], bytes]
+
+
+def _in_memory(data: bytes) -> Read:
+    return lambda: data
 
 
 @dataclass(frozen=True)
@@ -43,13 +50,14 @@ class Request:
     `image` and `mask` there only describe them. `mask`: white where the image may change. `source.py` reads both.
 
     A backend that is paid for its pictures hands the bytes of one to `received`, once, the moment it has them: as they
-    came, before anything is done with them that can fail. That never raises, and returns when they are safe.
+    came, before anything is done with them that can fail. That never raises, and returns when they are safe, with what
+    reads them from there.
     """
 
     job_id: str
     model: str
     input: Mapping[str, Any]
-    received: Callable[[bytes], None] = field(default=_ignore, repr=False, compare=False)
+    received: Callable[[bytes], Read] = field(default=_in_memory, repr=False, compare=False)
     image: bytes | None = field(default=None, repr=False)
     mask: bytes | None = field(default=None, repr=False)
 
@@ -64,14 +72,22 @@ class PictureWarning:
 
 @dataclass(frozen=True)
 class Picture:
-    """One whole picture, judged: `data` as it was received, the rest as the decoder saw it, not as it was announced."""
+    """One whole picture, judged: what `read` gives is as it was received, the rest as the decoder saw it, not as it was
+    announced. Sizes in pixels; `sha256` of the bytes, in hex."""
 
-    data: bytes
+    read: Read = field(repr=False, compare=False)
     content_type: str
     width: int
     height: int
-    sha256: str  # of data, hex
+    sha256: str
     warnings: tuple[PictureWarning, ...] = ()
+
+    @classmethod
+    def of(
+        cls, data: bytes, content_type: str, width: int, height: int, warnings: tuple[PictureWarning, ...] = ()
+    ) -> Self:
+        """One that is in memory."""
+        return cls(_in_memory(data), content_type, width, height, hashlib.sha256(data).hexdigest(), warnings)
 
 
 class Failure(Exception):

@@ -13,6 +13,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +34,7 @@ from worker.backends.base import (
     Picture,
     PictureWarning,
     Progress,
+    Read,
     Request,
     Unjudged,
     one_line,
@@ -40,12 +42,16 @@ from worker.backends.base import (
 from worker.backends.dataoorts_answers import judge_answer, vendor_words
 from worker.backends.redaction import RedactingFilter, Redaction, without_words_of
 from worker.deadline import Call, Watchdog, WatchedSession
+from worker.room import Room
 
 log = logging.getLogger(__name__)
 _LIBRARY_LOG = logging.getLogger("urllib3.connection")  # warns about malformed headers, and shows them
 
 LONGEST_ANSWER = 32 * 1024 * 1024  # bytes, after decompression
 LONGEST_ERROR = 64 * 1024  # bytes that are read of an answer that is not 2xx
+#: So many pictures are received at once, and how long the others wait for that. Two cores receive and write down some
+#: hundreds a second: more at once are no faster.
+RECEIVED_AT_ONCE, PATIENCE_SECONDS = 16, 1.0
 SLACK_SECONDS = 5.0  # for everything of ours that is neither waiting for the vendor nor judging
 
 
@@ -89,6 +95,7 @@ class Dataoorts:
         self._deadline_seconds = deadline_seconds
         self._connect_seconds = connect_seconds
         self._inspector = inspector or Inspector()
+        self._room = Room(RECEIVED_AT_ONCE)
         self._watchdog = Watchdog()
         self._redact = Redaction(key)
         self._log_filter = RedactingFilter(self._redact)
@@ -134,21 +141,25 @@ class Dataoorts:
         return [self._outcome(request) for request in requests]
 
     def judge(self, request: Request, data: bytes) -> Picture:
+        return self._judge(request, lambda: data)
+
+    def _judge(self, request: Request, read: Read) -> Picture:
+        sha256 = hashlib.sha256()
+
+        def read_and_sum() -> bytes:
+            data = read()
+            sha256.update(data)
+            return data
+
         try:
-            facts = self._inspector.inspect(data)
+            facts = self._inspector.inspect_in_turn(read_and_sum)
         except Unfit as unfit:
             log.warning("the vendor's picture is unfit: %s", one_line(str(unfit)))
             raise Failure(Kind.bad_output, Billed.yes, f"the vendor's picture is unfit: {unfit}") from None
         except InspectorAway as away:
             raise Unjudged(Kind.transient, Billed.yes, f"the picture could not be judged: {away}") from None
-        return Picture(
-            data,
-            facts.content_type,
-            facts.width,
-            facts.height,
-            hashlib.sha256(data).hexdigest(),
-            _warnings(request, facts.width, facts.height),
-        )
+        warnings = _warnings(request, facts.width, facts.height)
+        return Picture(read, facts.content_type, facts.width, facts.height, sha256.hexdigest(), warnings)
 
     def close(self) -> None:
         self._watchdog.close()
@@ -175,20 +186,22 @@ class Dataoorts:
         def redact(words: str) -> str:
             return self._redact(words, *texts)
 
-        status, headers, body = self._ask(content, call)
-        try:
-            data = judge_answer(status, headers, body, redact, texts)
-        except Failure as failure:
-            told, words = (
-                without_words_of(texts, one_line(redact(said))) for said in (failure.message, vendor_words(body))
-            )
-            log.warning("%s, billed %s. The vendor said: %s", told, failure.billed, words)
-            raise
-        request.received(data)
-        return self.judge(request, data)
+        with ExitStack() as held:
+            status, headers, body = self._ask(content, call, held)
+            try:
+                data = judge_answer(status, headers, body, redact, texts)
+            except Failure as failure:
+                told, words = (
+                    without_words_of(texts, one_line(redact(said))) for said in (failure.message, vendor_words(body))
+                )
+                log.warning("%s, billed %s. The vendor said: %s", told, failure.billed, words)
+                raise
+            read = request.received(data)
+            del body, data  # from here on it takes no memory until its turn comes to be judged
+        return self._judge(request, read)
 
-    def _ask(self, content: bytes, call: Call) -> tuple[int, Mapping[str, str], bytes]:
-        """The answer, whatever it says. Raises Failure if there is none.
+    def _ask(self, content: bytes, call: Call, held: ExitStack) -> tuple[int, Mapping[str, str], bytes]:
+        """The answer, whatever it says. Raises Failure if there is none. `held` takes the place that its bytes need.
 
         Errors of the HTTP libraries are not repeated: their texts and attributes hold what we sent.
         """
@@ -201,6 +214,8 @@ class Dataoorts:
                 timeout=(min(self._connect_seconds, self._deadline_seconds), self._deadline_seconds),
             ) as response:
                 status = response.status_code
+                # The vendor's time runs on meanwhile: half of what is left of it is the body's.
+                held.enter_context(self._room.place(min(PATIENCE_SECONDS, call.seconds_left / 2)))
                 body = self._read(response, call)
                 return status, response.headers, body
         except (requests.RequestException, HTTPError, OSError) as error:

@@ -7,7 +7,6 @@ start from, encoding pictures, previews, and telling about progress.
 Importing this file imports no torch: `load` does.
 """
 
-import hashlib
 import logging
 import os
 import threading
@@ -185,7 +184,7 @@ class Diffusers:
             data = provenance.png(pixels, request, self.name, self._revision, sampler=SAMPLER)
             request.received(data)
             height, width = pixels.shape[:2]
-            return Picture(data, "image/png", width, height, hashlib.sha256(data).hexdigest(), outcome.warnings)
+            return Picture.of(data, "image/png", width, height, outcome.warnings)
         except Exception:  # one job's fault must not be raised: the others have outcomes
             log.exception("%s: a fault in the backend", request.job_id)
             return Failure(Kind.internal, Billed.no, "the backend failed; the fault is ours")
@@ -196,7 +195,7 @@ class Diffusers:
                 facts = inspect(data)
         except Unfit as unfit:
             raise Failure(Kind.bad_output, Billed.no, f"the picture is unfit: {unfit}") from None
-        return Picture(data, facts.content_type, facts.width, facts.height, hashlib.sha256(data).hexdigest())
+        return Picture.of(data, facts.content_type, facts.width, facts.height)
 
     def close(self) -> None:
         if self._engine is not None:
