@@ -136,7 +136,7 @@ def build(services: Services) -> OpenAPI:
     request_log.install(app)
     errors.install(app)
     auth.install(app, services.keys, services.settings.secret_key)
-    strict.install(app, jobs.larger_bodies(services.settings.backends))
+    strict.install(app, jobs.larger_bodies(services.settings.backends), images.MAY_BE_EMPTY)
     webhooks = (endpoints, deliveries, webhook_secret)
     for resource in (jobs, job_list, attempts, events, images, provenance, *webhooks, queue, models, health, dataoorts):
         openapi.register(app, resource.routes(services))

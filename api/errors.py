@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 from flask import Flask, Request, Response, g, request
@@ -50,6 +50,7 @@ KINDS: Mapping[str, Kind] = {
     "too_many_endpoints": Kind(409, "The project has as many endpoints as it may have"),
     "unreadable_secret": Kind(409, "The secret cannot be read"),
     "removed": Kind(410, "The job's data were removed"),
+    "precondition_failed": Kind(412, "The image is not the one that was asked for"),
     "too_large": Kind(413, "The body is too large"),
     "uri_too_long": Kind(414, "The URL is too long"),
     "unsupported_media_type": Kind(415, "The body is of another type than is taken here"),
@@ -133,7 +134,7 @@ def raise_for_validation(error: ValidationError) -> NoReturn:
     say = _parameter if error.title.endswith("Query") else _field
     skipped = 1 if error.title in _BY_MODEL else 0
     found = error.errors()[:_MOST_ERRORS]
-    raise invalid(say(problem["loc"][skipped:], problem["msg"], problem["type"]) for problem in found)
+    raise invalid(say(problem["loc"][skipped:], problem["type"], _said(problem)) for problem in found)
 
 
 def pointer_to(path: Iterable[str | int]) -> str:
@@ -141,23 +142,31 @@ def pointer_to(path: Iterable[str | int]) -> str:
     return "#" + "".join("/" + quote(str(step).replace("~", "~0").replace("/", "~1"), safe="~") for step in path)
 
 
-def _parameter(path: tuple[str | int, ...], message: str, kind: str) -> dict[str, str]:
+def _parameter(path: tuple[str | int, ...], kind: str, said: str) -> dict[str, str]:
     name = f"{path[0]}[{path[1]}]" if len(path) > 1 else str(path[0])
-    return {"parameter": name, "detail": "There is no such parameter." if kind == "extra_forbidden" else _said(message)}
+    return {"parameter": name, "detail": "There is no such parameter." if kind == "extra_forbidden" else said}
 
 
-def _field(path: tuple[str | int, ...], message: str, kind: str) -> dict[str, str]:
+def _field(path: tuple[str | int, ...], kind: str, said: str) -> dict[str, str]:
     if kind.startswith("union_tag"):
         return {"pointer": "#/model", "detail": "No such model; GET /v1/models lists them."}
     steps = [step for step in path if step not in _MARKS]
-    return {
-        "pointer": pointer_to(steps),
-        "detail": "There is no such field." if kind == "extra_forbidden" else _said(message),
-    }
+    detail = "There is no such field." if kind == "extra_forbidden" else said
+    return {"pointer": pointer_to(steps), "detail": detail}
 
 
-def _said(message: str) -> str:
-    message = message.removeprefix("Value error, ").removeprefix("Input ")
+def _said(problem: Any) -> str:
+    """What pydantic says, in the words of JSON where it speaks of Python's."""
+    kind, limits = problem["type"], problem.get("ctx", {})
+    if kind in ("dict_type", "model_type", "model_attributes_type"):
+        return "Should be an object."
+    if kind == "list_type":
+        return "Should be an array."
+    if kind == "too_long":
+        return f"Should have at most {limits['max_length']} entries."
+    if kind == "too_short":
+        return f"Should have at least {limits['min_length']} {'entry' if limits['min_length'] == 1 else 'entries'}."
+    message: str = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return message[0].upper() + message[1:] + "."
 
 
@@ -222,6 +231,8 @@ def install(app: Flask) -> None:
         response.headers["X-Request-Id"] = g.request_id
         response.headers.setdefault("Cache-Control", "no-store")
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        if response.status_code == 204:
+            del response.headers["Content-Type"]  # Flask's own; there is nothing of that type
         return response
 
     app.register_error_handler(Refused, _refused)

@@ -37,6 +37,9 @@ _POINTER: Select[Any] = select(jobs).with_only_columns(
     jobs.c.image_sha256,
 )
 
+#: The routes whose bodies say nothing that must be said.
+MAY_BE_EMPTY = ("images.make_image_link",)
+
 _EXTENSIONS = {"image/jpeg": "jpg", "image/webp": "webp"}
 
 #: It never changes, it is nobody else's business, and a browser that opens it must run nothing in it.
@@ -56,12 +59,12 @@ def routes(services: Services) -> APIBlueprint:
         "/jobs/<id>/image",
         operation_id="getImage",
         summary="Read the image of a job",
-        description="`Range` and `If-None-Match` are honoured; the ETag is the image's sha256. A signed link needs no "
-        "key: whoever has it may read this image until it expires or is removed.",
+        description="`Range`, `If-Match` and `If-None-Match` are honoured; the ETag is the image's sha256. A signed "
+        "link needs no key: whoever has it may read this image until it expires or is removed.",
         security=LINK,  # or a key, as all its neighbours
         responses=answers(
             {200: "image/*", 206: "image/*", 304: None},
-            refusals=(401, 403, 404, 406, 409, 410, 416, 422),
+            refusals=(401, 403, 404, 406, 409, 410, 412, 416, 422),
             headers=("ETag", "Retry-After"),
         ),
     )
@@ -72,6 +75,8 @@ def routes(services: Services) -> APIBlueprint:
         headers = _headers() | {"Content-Disposition": f'inline; filename="{path.id}.{extension}"'}
         response = Response(headers=headers, content_type=row.image_content_type)
         response.set_etag(row.image_sha256)
+        if request.if_match and not request.if_match.contains(row.image_sha256):
+            raise Refused("precondition_failed", "Its ETag is another one than the header If-Match names.")
         if request.if_none_match.contains_weak(row.image_sha256):
             response.status_code = 304
         elif request.method == "HEAD":
@@ -132,6 +137,7 @@ def _fill(response: Response, services: Services, row: Row[Any]) -> None:
         raise LookupError(f"the image of {row.id} is not in the store")
     response.set_data(data)
     environ = dict(request.environ)
+    environ.pop("HTTP_IF_MATCH", None)  # it does
     if request.range is None or request.range.units != "bytes" or len(request.range.ranges) != 1:
         # A range that can't be read, or several at once: RFC 9110 lets us send the whole image.
         environ.pop("HTTP_RANGE", None)

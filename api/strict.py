@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -28,12 +28,16 @@ _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _MAY_BE_UNSTORABLE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 
 _ROOM = "darkroom.room"
+_MAY_BE_EMPTY = "darkroom.may_be_empty"
 
 
 class StrictRequest(Request):
     """A request whose JSON is read by `parse_json`. Asked for silently, as flask-openapi3 does, it is refused aloud."""
 
     def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:
+        is_empty = not self.content_length and "Transfer-Encoding" not in self.headers
+        if is_empty and self.endpoint in current_app.extensions[_MAY_BE_EMPTY]:
+            return {}
         charset = self.mimetype_params.get("charset", "utf-8").lower()
         encoding = self.headers.get("Content-Encoding", "identity").lower()
         if self.mimetype != "application/json" or charset not in ("utf-8", "utf8") or encoding != "identity":
@@ -112,8 +116,10 @@ def parse_json(data: bytes) -> dict[str, Any]:
         raise Refused("malformed", "The body is nested too deep.") from None
     except json.JSONDecodeError as error:
         raise Refused("malformed", f"The body is not JSON: {error}.") from None
-    except ValueError as error:
+    except _Unread as error:
         raise Refused("malformed", f"The body is not JSON that we read: {error}.") from None
+    except ValueError:  # Python's own limit, and in words about Python
+        raise Refused("malformed", "The body is not JSON that we read: a number has thousands of digits.") from None
     if not isinstance(value, dict):
         raise invalid_field("#", "Must be an object.")
     if _MAY_BE_UNSTORABLE.search(text):
@@ -121,15 +127,19 @@ def parse_json(data: bytes) -> dict[str, Any]:
     return value
 
 
+class _Unread(ValueError):
+    """JSON to its grammar, and nothing that means one thing."""
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        raise ValueError("an object has the same name twice")
+        raise _Unread("an object has the same name twice")
     return value
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise _Unread(f"{name} is no number of JSON")
 
 
 def _refuse_unstorable(body: dict[str, Any]) -> None:
@@ -181,10 +191,11 @@ def _check_query() -> None:
             raise invalid_parameter(name.replace("\0", ""), "Must hold no NUL.")
 
 
-def install(app: Flask, larger: Mapping[str, int]) -> None:
+def install(app: Flask, larger: Mapping[str, int], may_be_empty: Collection[str]) -> None:
     """Read every request strictly. After the check of the key: strangers learn nothing about parameters.
 
-    `larger`: how many bytes are read where it is more than usual, by endpoint.
+    `larger`: how many bytes are read where it is more than usual, by endpoint. `may_be_empty`: where no body is as good
+    as an empty object.
     """
 
     def limit_body() -> None:
@@ -193,6 +204,7 @@ def install(app: Flask, larger: Mapping[str, int]) -> None:
 
     app.request_class = StrictRequest
     app.extensions[_ROOM] = Room()
+    app.extensions[_MAY_BE_EMPTY] = may_be_empty
     app.before_request(limit_body)
     app.teardown_request(lambda error: give_room_back())
     # `//v1/jobs` and OPTIONS are not offered: without these, Flask redirects the one and answers the other by itself.

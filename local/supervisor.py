@@ -19,6 +19,8 @@ from local.output import Columns, copy_lines
 
 #: So many short lives in a row are no accident.
 _HOPELESS = 3
+#: A second signal that comes so soon is the first one told twice: `timeout` sends it to its child and to the group.
+_TOLD_TWICE_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Supervisor:
         self._groups: set[int] = set()
         self._stop = asyncio.Event()
         self._columns = Columns(write, gone=self._stop.set)
+        self._asked_at = 0.0
         self._hurry = asyncio.Event()
         self._killed_some = False
         self._guard: Guard
@@ -173,9 +176,12 @@ class Supervisor:
                 raise Failure(f"{kept.command.name} does not stay alive ({kept.last_end}); {where}")
 
     def _signalled(self, number: signal.Signals) -> None:
+        now = asyncio.get_running_loop().time()
         if self._stop.is_set():
-            self._hurry.set()
+            if now - self._asked_at > _TOLD_TWICE_SECONDS:
+                self._hurry.set()
             return
+        self._asked_at = now
         graces = [max(kept.command.grace for kept in stage) for stage in self._stages if stage]  # one after the other
         self.say(
             f"{number.name}: stopping; waiting for {sum(graces):g} s at most for what is in hand (calls are paid); "

@@ -30,6 +30,9 @@ READ_ONLY = "25006"
 #: shortest lease (10 s), so that a worker that waits for a lock still renews in time.
 BUSY_SECONDS = 8
 
+#: How long it may take to connect to PostgreSQL.
+CONNECT_SECONDS = 5
+
 
 class UtcTime(TypeDecorator[datetime]):
     """A moment in UTC. On SQLite, text as its own clock writes it, milliseconds, so that texts sort as times."""
@@ -166,7 +169,7 @@ def _engine(url: str, connections: int, wait_seconds: float) -> Engine:
         url,
         pool_pre_ping=True,  # after a restart of the server, each stale connection would fail somebody's request
         connect_args={
-            "connect_timeout": 5,
+            "connect_timeout": CONNECT_SECONDS,
             "options": guards,
             "tcp_user_timeout": 10_000,
             "keepalives_idle": 10,

@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from shared.catalogue import MODELS
+
 PREFIX = "DARKROOM_"
 #: The vendor's own names, kept so that a team's existing variables work. They carry no prefix.
 VENDOR_NAMES = {"dataoorts_api_key": "DATAOORTS_API_KEY", "dataoorts_url": "DATAOORTS_URL"}
@@ -145,6 +147,8 @@ class Settings(BaseModel):
         unknown = [name for name in value if name not in KNOWN_BACKENDS]
         if unknown or not value:
             raise ValueError(f"names {', '.join(unknown) or 'nothing'}; known: {', '.join(KNOWN_BACKENDS)}")
+        if len(set(value)) < len(value):
+            raise ValueError("names a backend twice")
         return value
 
     @field_validator("image_store")
@@ -156,8 +160,11 @@ class Settings(BaseModel):
 
     @field_validator("prices")
     @classmethod
-    def _prices_are_amounts(cls, value: dict[str, Decimal]) -> dict[str, Decimal]:
+    def _prices_are_amounts_of_models(cls, value: dict[str, Decimal]) -> dict[str, Decimal]:
         for model, price in value.items():
+            if model not in MODELS:
+                near = difflib.get_close_matches(model, MODELS, 1) or list(MODELS)
+                raise ValueError(f"there is no model {model}; did you mean {' or '.join(near)}?")
             if not price.is_finite() or not 0 <= price <= 1000:
                 raise ValueError(f"the price of {model} must lie between 0 and 1000 USD")
             if price != price.quantize(Decimal("0.000001")):

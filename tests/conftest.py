@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import shared.database
 from migrations import migrate
 from shared.database import Database
 from tests.servers import PostgresServer, RedisServer
 
 #: Without torch there is nothing to collect; `./dev test gpu` has a venv with it.
 collect_ignore = [] if find_spec("torch") else ["gpu"]
+
+# What the tests do with a database themselves they do once: a machine that stands still for five seconds fails none.
+shared.database.CONNECT_SECONDS = 60
 
 # An example has no deadline: a busy machine is not a fault of ours.
 settings.register_profile("ours", deadline=None, derandomize=True, database=None)

@@ -106,7 +106,7 @@ class PostgresServer:
             connection.execute(statement)
 
     def _conninfo(self, database: str) -> str:
-        return f"host={self.folder} port={self.port} user=postgres dbname={database} connect_timeout=5"
+        return f"host={self.folder} port={self.port} user=postgres dbname={database} connect_timeout=60"
 
     def url(self, database: str) -> str:
         return f"postgresql+psycopg://postgres@/{database}?host={self.folder}&port={self.port}"

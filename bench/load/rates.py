@@ -38,9 +38,17 @@ async def rate(
         nonlocal size, refused
         connection = await Connection.open(port, keep=False)
         build = _requests(kind, dialect, job_id, worker)
-        number = 0
+        number, reopened = 0, False
         while (sent := time.perf_counter()) < end:
-            answer = await connection.ask(build(number))
+            try:
+                answer = await connection.ask(build(number))
+            except ConnectionError:
+                # Of a machine that stood still for seconds a server believes that its clients have nothing to ask.
+                # Once: one that hangs up again and again is to be seen.
+                if reopened:
+                    raise
+                connection, reopened = await Connection.open(port, keep=False), True
+                continue
             number += 1
             now = time.perf_counter()
             if begin <= now < end:

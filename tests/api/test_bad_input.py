@@ -5,6 +5,7 @@ test_list_jobs.py. Here is one of each kind, and everything around them.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,6 +84,7 @@ BAD = [
     of_input("a list as a prompt", "prompt", ["a cat"]),
     of_input("an object as a seed", "seed", {}),
     body("input as a text", "#/input", {"input": "a cat"}),
+    body("null as the input", "#/input", {"input": None}),
     body("metadata as a list", "#/metadata", {"input": {"prompt": "a cat"}, "metadata": []}),
     body("a number in the metadata", "#/metadata/n", {"input": {"prompt": "a cat"}, "metadata": {"n": 1}}),
     body("a deadline in a text", "#/deadline_seconds", {"input": {"prompt": "a cat"}, "deadline_seconds": "60"}),
@@ -126,6 +128,7 @@ BAD = [
     malformed("nothing", b""),
     malformed("half an object", b'{"input": {"prompt": "a cat"'),
     malformed("Python's idea of JSON", b"{'input': {'prompt': 'a cat'}}"),
+    malformed("a number of 5,000 digits", b'{"input": {"prompt": "a cat", "seed": ' + b"1" * 5000 + b"}}"),
     malformed("NaN", b'{"input": {"prompt": "a cat", "guidance": NaN}}'),
     malformed("a name twice", b'{"input": {"prompt": "a cat"}, "input": {"prompt": "a dog"}}'),
     malformed("something behind it", GOOD + b" x"),
@@ -219,6 +222,7 @@ BAD = [
     get("an image too early", "/v1/jobs/{queued}/image", 409, "not_ready", answered={"Retry-After": "1"}),
     get("an image of a failure", "/v1/jobs/{failed}/image", 409, "no_image"),
     get("an image that was removed", "/v1/jobs/{removed}/image", 410, "removed"),
+    get("another image", "/v1/jobs/{succeeded}/image", 412, "precondition_failed", headers={"If-Match": '"other"'}),
     get(
         "a range beyond the image",
         "/v1/jobs/{succeeded}/image",
@@ -288,6 +292,7 @@ def test_each_bad_request_is_told_exactly_what_is_wrong_and_changes_nothing(
             given = response.headers[name]
             assert ", ".join(sorted(given.split(", "))) == ", ".join(sorted(value.split(", "))), (name, said)
         assert response.headers["Cache-Control"] == "no-store", said
+        assert not re.search("[Dd]ictionary|instance of|after validation|sys[.]", response.text), said  # Python's words
     assert everything(services) == before
 
 

@@ -24,6 +24,7 @@ def test_image_prompt_and_metadata_go_and_the_row_and_its_bill_stay(
     before = api.get(job["urls"]["self"])
     response = api.delete(job["urls"]["self"])
     assert response.status_code == 204 and response.data == b"" and response.headers["X-Request-Id"]
+    assert "Content-Type" not in response.headers
     after = api.get(job["urls"]["self"])
     gone: dict[str, Any] = {"input": {}, "metadata": {}, "image": None, "warnings": [], "data_removed": True}
     assert after.json == before.json | gone

@@ -45,6 +45,20 @@ def test_an_image_that_the_client_has_is_not_sent_again(api: Caller, url: str) -
 
 
 @on_sqlite
+def test_an_image_that_is_another_one_than_was_asked_for_is_not_sent(api: Caller, url: str) -> None:
+    for method in ("GET", "HEAD"):
+        for more in ({}, {"Range": "bytes=0-3"}, {"If-None-Match": f'"{SHA256}"'}):
+            response = api.open(url, method=method, headers={"If-Match": f'"other", W/"{SHA256}"', **more})
+            assert (response.status_code, response.content_type) == (412, "application/problem+json")
+            assert response.headers["Cache-Control"] == "no-store"
+    assert api.get(url, headers={"If-Match": '"other"'}).json["code"] == "precondition_failed"
+    for tags in ("*", f'"{SHA256}"', f'"other", "{SHA256}"'):
+        assert api.get(url, headers={"If-Match": tags}).data == PICTURE
+        response = api.get(url, headers={"If-Match": tags, "Range": "bytes=0-3"})
+        assert response.status_code == 206 and response.data == PICTURE[:4]
+
+
+@on_sqlite
 def test_a_range_of_it_can_be_had(api: Caller, url: str) -> None:
     size = len(PICTURE)
     for asked, start, end in (("0-9", 0, 10), ("1000-", 1000, size), ("-5", size - 5, size), ("5-99999", 5, size)):

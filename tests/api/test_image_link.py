@@ -72,6 +72,15 @@ def test_a_link_opens_the_image_without_a_key(api: Caller, stranger: Caller, job
 
 
 @on_sqlite
+def test_nothing_need_be_said_to_have_a_link_made(api: Caller, stranger: Caller, job_id: str) -> None:
+    for said in ({}, {"content_type": "application/json"}, {"content_type": "text/plain"}):
+        answer = api.post(f"/v1/jobs/{job_id}/image/link", **said)
+        assert answer.status_code == 200 and stranger.get(answer.json["url"]).data == PICTURE
+    answer = api.post(f"/v1/jobs/{job_id}/image/link", data=b"{}", content_type="text/plain")
+    assert answer.status_code == 415 and answer.json["code"] == "unsupported_media_type"
+
+
+@on_sqlite
 def test_it_is_good_for_as_long_as_was_asked(api: Caller, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 1_000_000.5)
     for body, seconds in (({}, 7 * DAY), ({"expires_in": 1}, 1), ({"expires_in": 2_592_000.0}, 30 * DAY)):

@@ -155,7 +155,7 @@ def test_the_headers_that_are_read_are_described(document: dict[str, Any]) -> No
         ("/v1/jobs", "post"): ["Idempotency-Key", "Prefer"],
         ("/v1/jobs/{id}/retry", "post"): ["Idempotency-Key", "Prefer"],
         ("/v1/jobs/{id}", "get"): ["If-None-Match", "Prefer"],
-        ("/v1/jobs/{id}/image", "get"): ["If-None-Match", "Range"],
+        ("/v1/jobs/{id}/image", "get"): ["If-Match", "If-None-Match", "Range"],
         ("/v1/jobs/{id}/events", "get"): ["Last-Event-ID"],
         ("/v1/events", "get"): ["Last-Event-ID"],
         ("/api/v1", "post"): ["Idempotency-Key"],

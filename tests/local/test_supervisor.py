@@ -2,11 +2,13 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from local.supervisor import _TOLD_TWICE_SECONDS
 from tests.local.programs import eventually, lives, living_with, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -15,6 +17,7 @@ KEEP = "tests.local.keep"
 #: Says `up`, and `bye` when it is asked to end.
 POLITE = """sh -c 'trap "echo bye; exit 0" TERM; echo up; while :; do sleep 0.02; done'"""
 DEAF = """sh -c 'trap "" TERM; echo up; while :; do sleep 0.02; done'"""
+SLOW = """sh -c 'trap "sleep 1; echo is done; exit 0" TERM; echo up; while :; do sleep 0.02; done'"""
 #: A process with a child of its own, as gunicorn has.
 FAMILY = """sh -c 'sleep 1000 & echo child $!; wait'"""
 
@@ -96,8 +99,21 @@ def test_a_second_signal_does_not_wait_any_longer(tmp_path: Path) -> None:
         program.until("up$")
         program.signal(signal.SIGINT)
         program.until("SIGINT: stopping; waiting for 1000 s at most .*Ctrl-C again ends it at once")
+        time.sleep(2 * _TOLD_TWICE_SECONDS)  # a person's second thought
         program.signal(signal.SIGINT)
         assert program.end() == 1
+
+
+def test_a_signal_that_is_told_twice_is_one(tmp_path: Path) -> None:
+    """As GNU's `timeout` tells it, to its child and to the whole group."""
+    folder = write_procfile(tmp_path, slow=SLOW)
+    with running(KEEP, folder, "--grace", "1000") as program:
+        program.until("up$")
+        program.signal(signal.SIGTERM)
+        time.sleep(0.05)  # the same signal in the same moment is one for the system already
+        program.signal(signal.SIGTERM)
+        program.until("slow.*is done$")
+        assert program.end() == 0
 
 
 def test_kill_9_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from local import procfile
 from shared import settings
+from shared.catalogue import DEFAULT_MODEL, MODELS
 from tests.servers import RedisServer
 from tests.service import ROOT
 
@@ -40,6 +41,7 @@ def test_a_service_without_a_secret_key_refuses_to_start() -> None:
         ("DARKROOM_MAX_WAIT_SECONDS", "-1", "greater than or equal to 1"),
         ("DARKROOM_BACKENDS", "midjourney", "midjourney"),
         ("DARKROOM_BACKENDS", ",", "nothing"),
+        ("DARKROOM_BACKENDS", "dataoorts, dataoorts", "twice"),
         ("DARKROOM_AUTOMATIC1111_URL", "gpu-box:7860", "http or https"),
         ("DARKROOM_AUTOMATIC1111_URL", "http://gpu-box:7860/?a=b", "what follows a ?"),
         ("DARKROOM_AUTOMATIC1111_URL", "http://me:canary@gpu-box:7860", "DARKROOM_AUTOMATIC1111_AUTH"),
@@ -47,9 +49,11 @@ def test_a_service_without_a_secret_key_refuses_to_start() -> None:
         ("DARKROOM_AUTOMATIC1111_AUTH", "me:", "user:password"),
         ("DARKROOM_AUTOMATIC1111_AUTH", "me:pass\nword", "printable"),
         ("DARKROOM_PRICES", "{", "not JSON"),
-        ("DARKROOM_PRICES", '{"a": -1}', "between 0 and 1000"),
-        ("DARKROOM_PRICES", '{"a": "0.0000001"}', "millionth"),
-        ("DARKROOM_PRICES", '{"a": "NaN"}', "a"),
+        ("DARKROOM_PRICES", f'{{"{DEFAULT_MODEL}": -1}}', "between 0 and 1000"),
+        ("DARKROOM_PRICES", f'{{"{DEFAULT_MODEL}": "0.0000001"}}', "millionth"),
+        ("DARKROOM_PRICES", f'{{"{DEFAULT_MODEL}": "NaN"}}', "finite"),
+        ("DARKROOM_PRICES", f'{{"{DEFAULT_MODEL[:-2]}": 1}}', f"did you mean {DEFAULT_MODEL}?"),
+        ("DARKROOM_PRICES", '{"x": 1}', f"there is no model x; did you mean {' or '.join(MODELS)}?"),
         ("DARKROOM_IMAGE_STORE", "s3://bucket", "database"),
         ("DARKROOM_DATABASE_URL", "mysql://x/y", "postgresql://"),
         ("DARKROOM_REDIS_URL", "127.0.0.1:6379", "redis://"),
