@@ -57,7 +57,7 @@ schemathesis.openapi.format(
 SETTINGS: dict[str, Any] = {
     "headers": {"Authorization": f"Bearer {KEY}"},
     # The same requests in every run; what it finds is found again.
-    "generation": {"max-examples": 25, "deterministic": True, "database": "none"},
+    "generation": {"max-examples": 40, "deterministic": True, "database": "none"},
     "continue-on-failure": True,
     "checks": {
         # A request that fits the document may still be refused for what its job is or was: besides 404 and 409, which
@@ -190,4 +190,7 @@ def failures(event: events.ScenarioFinished) -> Iterator[str]:
         for check in checks:
             if check.failure_info is not None:
                 failure = check.failure_info.failure
+                if check.name == "negative_data_rejection" and "parameter `metadata` in query" in failure.message:
+                    # A query holds texts alone: what is wrong in JSON, as a null under the name 0, is right in it.
+                    continue
                 yield f"{event.recorder.label}: {check.name}: {failure.message}\n{check.failure_info.code_sample}"
