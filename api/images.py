@@ -137,7 +137,7 @@ def _fill(response: Response, services: Services, row: Row[Any]) -> None:
         raise LookupError(f"the image of {row.id} is not in the store")
     response.set_data(data)
     environ = dict(request.environ)
-    environ.pop("HTTP_IF_MATCH", None)  # it does
+    environ.pop("HTTP_IF_MATCH", None)  # looked at before; Werkzeug would send the picture with its refusal
     if request.range is None or request.range.units != "bytes" or len(request.range.ranges) != 1:
         # A range that can't be read, or several at once: RFC 9110 lets us send the whole image.
         environ.pop("HTTP_RANGE", None)

@@ -79,10 +79,16 @@ def how_to_use(service: Service) -> list[str]:
     ]
 
 
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port: a number from 1 to 65535")
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None, house: House | None = None) -> int:
     """Read the command line and run; the exit code."""
     parser = argparse.ArgumentParser(prog="./dev up", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--port", type=web.port, default=8000, help="the API's port on 127.0.0.1 (default: 8000)")
+    parser.add_argument("--port", type=_port, default=8000, help="the API's port on 127.0.0.1 (default: 8000)")
     parser.add_argument(
         "--data", type=Path, help="the data folder (default: DARKROOM_DATA_DIR, or data in the checkout)"
     )

@@ -1,6 +1,5 @@
 """Ask a server of this machine; without the proxies that the environment may name, which know nothing of loopback."""
 
-import argparse
 import errno
 import http.client
 import json
@@ -59,13 +58,6 @@ def free_port() -> int:
                     raise
             else:
                 return port
-
-
-def port(text: str) -> int:
-    """A port that a server can be found at; argparse.ArgumentTypeError for anything else."""
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text} is not a port: a number from 1 to 65535")
-    return int(text)
 
 
 def why_not(port: int) -> str | None:

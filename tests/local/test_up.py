@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from local import up as command
 from local import web
 from tests.local.programs import ROOT, Program, eventually, lives, living_with, running
 
@@ -254,3 +255,10 @@ def test_a_data_folder_with_a_long_name_gets_a_short_socket_elsewhere(house: Pat
         eventually("the socket's folder is gone", lambda: not socket_path.parent.exists())
     finally:
         program.close()
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "65536", "99999", "http", "", "٣", "8000.0"])
+def test_what_is_no_port_is_refused_in_a_line(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main([f"--port={text}"])
+    assert f"argument --port: {text} is not a port: a number from 1 to 65535" in capsys.readouterr().err

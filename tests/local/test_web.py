@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from local import up
 from local.web import LOOPBACK, free_port
 
 
@@ -23,10 +22,3 @@ def test_a_port_that_somebody_has_is_not_free(monkeypatch: pytest.MonkeyPatch) -
         drawn = iter([taken, taken, other])
         monkeypatch.setattr("local.web._ANY", SimpleNamespace(randrange=lambda *_: next(drawn)))
         assert free_port() == other
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "65536", "99999", "http", "", "٣", "8000.0"])
-def test_what_is_no_port_is_refused_in_a_line(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        up.main([f"--port={text}"])
-    assert f"argument --port: {text} is not a port: a number from 1 to 65535" in capsys.readouterr().err
