@@ -1,5 +1,6 @@
 """Fixtures that every room uses: both databases, migrated and empty, and a real Redis."""
 
+import gc
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from hypothesis import settings
 import shared.database
 from migrations import migrate
 from shared.database import Database
+from tests.migrated import TEMPLATE, MigratedDatabases
 from tests.servers import PostgresServer, RedisServer
 
 #: Without torch there is nothing to collect; `./dev test gpu` has a venv with it.
@@ -39,6 +41,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
     if processes:
         items[:] = _shared_out(items, processes)
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays to the end: the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _shared_out(items: list[pytest.Item], processes: int) -> list[pytest.Item]:
@@ -71,8 +79,8 @@ def postgres() -> Iterator[PostgresServer]:
     server = PostgresServer()
     try:
         server.start()
-        server.execute("CREATE DATABASE migrated TEMPLATE template0")
-        database = Database(server.url("migrated"), connections=1)
+        server.execute(f"CREATE DATABASE {TEMPLATE} TEMPLATE template0")
+        database = Database(server.url(TEMPLATE), connections=1)
         migrate.upgrade(database)
         database.close()
         yield server
@@ -98,12 +106,17 @@ def sqlite_url(migrated_sqlite: Path, tmp_path: Path) -> str:
     return f"sqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'darkroom.db')}"
 
 
+@pytest.fixture(scope="session")
+def migrated_postgresql(postgres: PostgresServer) -> MigratedDatabases:
+    return MigratedDatabases(postgres)
+
+
 @pytest.fixture
-def postgresql_url(postgres: PostgresServer) -> Iterator[str]:
+def postgresql_url(postgres: PostgresServer, migrated_postgresql: MigratedDatabases) -> Iterator[str]:
     """A migrated, empty PostgreSQL database of the test's own."""
-    name = postgres.new_database("migrated")
+    name = migrated_postgresql.take()
     yield postgres.url(name)
-    postgres.drop(name)
+    migrated_postgresql.give_back(name)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

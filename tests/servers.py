@@ -101,8 +101,12 @@ class PostgresServer:
         self.stop(signal.SIGQUIT)
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def connect(self, database: str) -> psycopg.Connection:
+        """A connection of one's own, each statement a transaction."""
+        return psycopg.connect(self._conninfo(database), autocommit=True)
+
     def execute(self, statement: str, database: str = "postgres") -> None:
-        with psycopg.connect(self._conninfo(database), autocommit=True) as connection:
+        with self.connect(database) as connection:
             connection.execute(statement)
 
     def _conninfo(self, database: str) -> str:
@@ -117,14 +121,23 @@ class PostgresServer:
 
     def new_database(self, template: str = "template0") -> str:
         """The name of a new database, copied from a template."""
-        self._databases += 1
-        name = f"t{self._databases}"
+        name = self._next_name()
         # Files are copied rather than logged: a third of the time, where nothing is fsynced.
         self.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
         return name
 
+    def rename(self, database: str) -> str:
+        """A new name for a database that nobody is connected to."""
+        name = self._next_name()
+        self.execute(f"ALTER DATABASE {database} RENAME TO {name}")
+        return name
+
     def drop(self, database: str) -> None:
         self.execute(f"DROP DATABASE {database} WITH (FORCE)")
+
+    def _next_name(self) -> str:
+        self._databases += 1
+        return f"t{self._databases}"
 
 
 class RedisServer:
