@@ -126,7 +126,7 @@ class Backlog:
             due = start + number / per_second if per_second else start
             while True:
                 time.sleep(max(due - time.monotonic(), 0))
-                if time.monotonic() >= end:
+                if taken and time.monotonic() >= end:  # one at least, if the machine stands still all the time
                     break
                 due += CLAIMERS / per_second if per_second else 0
                 began = time.perf_counter()

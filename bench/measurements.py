@@ -66,7 +66,7 @@ def pickup(system: System, sizes: Sizes) -> Values:
     """From sending a submission to the vendor's seeing the call, one at a time."""
     system.vendor.wish(0, SMALL)
     sent = system.load("pickup", jobs=sizes.pickups)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(came := system.vendor.book()["arrivals"]) < len(sent):
         if time.monotonic() > deadline:
             raise Unusable(f"the vendor saw {len(came)} of {len(sent)} calls")

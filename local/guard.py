@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 _PROGRAM = Path(__file__).with_name("guard_process.py")
@@ -30,9 +30,11 @@ class Guard:
         self.pipe = pipe
 
     @classmethod
-    async def start(cls, groups: Sequence[int], remove: Sequence[Path], locks: Sequence[int]) -> "Guard":
+    async def start(cls, groups: Collection[int], remove: Sequence[Path], locks: Sequence[int]) -> "Guard":
         """Start a guard that knows these groups, removes these folders at the end, and shares these locks."""
         read_end, write_end = os.pipe()
+        for group in groups:  # before it lives: we may be killed before anything else that we do
+            os.write(write_end, f"+{group}\n".encode())
         try:
             # -I -S: nothing but the standard library, so that it starts in milliseconds and stays small.
             process = await asyncio.create_subprocess_exec(
@@ -42,10 +44,7 @@ class Guard:
             )  # fmt: skip
         finally:
             os.close(read_end)
-        guard = cls(process, write_end)
-        for group in groups:
-            guard.tell(f"+{group}\n")
-        return guard
+        return cls(process, write_end)
 
     def forget(self, group: int) -> None:
         """The group is gone; its number may be another's soon."""

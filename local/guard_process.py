@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 #: How long killed processes may take to die (one that waits for a dead disk takes for ever).
-_PATIENCE = 5.0
+_PATIENCE = 30.0
 
 
 def _watch() -> set[int]:

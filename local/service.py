@@ -110,7 +110,7 @@ class Service:
             supervisor.start(self.redis.command())
             await supervisor.wait_for(self.redis.missing, self.house.patience)
         if self.sandbox_port is not None:
-            supervisor.start(Command("sandbox", self.house.sandbox.format(port=self.sandbox_port), grace=5))
+            supervisor.start(Command("sandbox", self.house.sandbox.format(port=self.sandbox_port)))
             await supervisor.wait_for(self._missing_sandbox, self.house.patience)
         if await supervisor.run_once(Command("migrations", self.house.migrations)) != 0:
             raise Failure("the database could not be migrated; why stands above")

@@ -199,8 +199,13 @@ class Supervisor:
         while True:
             await self._guard.process.wait()
             self.say(f"the guard ended ({how_it_ended(self._guard.process.returncode)}); starting it again")
-            os.close(self._guard.pipe)
-            self._guard = await Guard.start(sorted(self._groups), self._remove, self._locks)
+            told = frozenset(self._groups)
+            dead, self._guard = self._guard, await Guard.start(told, self._remove, self._locks)
+            os.close(dead.pipe)  # not before: what is being started writes into it
+            for group in self._groups - told:
+                self._guard.tell(f"+{group}\n")
+            for group in told - self._groups:
+                self._guard.forget(group)
 
     async def _ask_again_and_again(self, question: Question) -> None:
         suspects: set[int] = set()

@@ -93,6 +93,7 @@ class Box:
         self._rules = rules
         self._line = _Line()
         self._activity = Activity()
+        self._changing = threading.Lock()  # of the activity: who draws and who interrupts both change it
         self._stop = threading.Event()  # what is drawn now is not wanted any more
         self._preview: bytes | None = None
 
@@ -123,9 +124,10 @@ class Box:
 
     def interrupt(self) -> None:
         """As its web page does, whoever's picture is drawn."""
-        self.interrupts += 1
-        self._activity = replace(self._activity, interrupted=True)
-        self._stop.set()
+        with self._changing:
+            self.interrupts += 1
+            self._activity = replace(self._activity, interrupted=True)
+            self._stop.set()
 
     def _draw(self, kind: str, body: bytes, wait: Wait) -> tuple[Answer, Troubles]:
         self.books.came()
@@ -155,7 +157,7 @@ class Box:
         try:
             done = self._steps(order)
         finally:
-            self._activity = replace(self._activity, job="", job_count=0)
+            self._change(job="", job_count=0)
             self._preview = None
         if done < order.steps:  # half-drawn: what a few steps make
             picture = _paint(replace(order, wish=replace(order.wish, num_steps=max(1, done // 2))))
@@ -170,18 +172,23 @@ class Box:
         image = Image.open(io.BytesIO(picture))
         image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
         self._preview = encode(image, "PNG", "")
-        self._stop.clear()
-        self._activity = Activity(
-            job=f"scripts_{kind}",
-            job_count=1,
-            job_timestamp=datetime.now().strftime("%Y%m%d%H%M%S"),  # noqa: DTZ005  the server's own form, without a zone
-            sampling_steps=order.steps,
-        )
+        with self._changing:
+            self._stop.clear()
+            self._activity = Activity(
+                job=f"scripts_{kind}",
+                job_count=1,
+                job_timestamp=datetime.now().strftime("%Y%m%d%H%M%S"),  # noqa: DTZ005  the server's own form, no zone
+                sampling_steps=order.steps,
+            )
+
+    def _change(self, **changes: Any) -> None:
+        with self._changing:
+            self._activity = replace(self._activity, **changes)
 
     def _steps(self, order: Order) -> int:
         """How many steps were done."""
         for step in range(order.steps):
-            self._activity = replace(self._activity, sampling_step=step)
+            self._change(sampling_step=step)
             if self._stop.wait(self.pace):
                 return step
         return order.steps

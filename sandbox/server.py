@@ -71,10 +71,10 @@ class Server(ThreadingHTTPServer):
     def hang_up(self) -> None:
         """End every open connection, and so whatever waits on one."""
         self.stopping.set()
-        self.box.interrupt()
         for connection in list(self._open):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+        self.box.interrupt()  # not before: what is half-drawn would still be sent, as a whole answer
 
 
 class Connection(StreamRequestHandler):

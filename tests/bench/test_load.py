@@ -28,7 +28,7 @@ def vendor(tmp_path: Path) -> Iterator[Vendor]:
     assert not folder.exists()
 
 
-def call(vendor: Vendor, prompt: str, timeout: float = 10) -> requests.Response:
+def call(vendor: Vendor, prompt: str, timeout: float = 60) -> requests.Response:
     wish = {"model": "any", "data": {"prompt": prompt}}
     return requests.post(vendor.url, json=wish, timeout=timeout)
 

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,6 +46,11 @@ class Program:
             if match := re.search(pattern, line):
                 return match
         raise AssertionError(f"never said {pattern!r}, but:\n" + "\n".join(self.seen))
+
+    def said(self, pattern: str) -> re.Match[str]:
+        """The same where the line may have been read already: what several processes say comes in any order."""
+        found = (re.search(pattern, line) for line in self.seen)
+        return next((match for match in found if match), None) or self.until(pattern)
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
@@ -96,9 +101,14 @@ def lives(process: psutil.Process) -> bool:
 
 
 def living_with(text: str) -> list[psutil.Process]:
-    """The processes that live and have this in their command line."""
+    """The processes of this machine that live and have this in their command line."""
+    return having(text, psutil.process_iter())
+
+
+def having(text: str, processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those of them that live and have this in their command line; one that ends meanwhile is none of them."""
     found = []
-    for process in psutil.process_iter():
+    for process in processes:
         try:
             if any(text in word for word in process.cmdline()) and lives(process):
                 found.append(process)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from local.demo import save
 from local.supervisor import Failure
-from tests.local.programs import eventually, lives, living_with, running
+from tests.local.programs import PATIENCE, eventually, having, lives, living_with, running
 from tests.local.test_up import NOTHING_GIVEN
 
 pytestmark = pytest.mark.timeout(180)
@@ -25,7 +25,7 @@ def test_the_last_line_is_the_path_of_a_whole_picture_in_the_callers_folder(tmp_
     with running(
         "local.demo", "--caller", caller, environ=NOTHING_GIVEN | given | {"TMPDIR": str(temporary)}
     ) as program:
-        program.until(r"^ +0\.\d\d s  POST /v1/jobs -> 202 job_\w+$")
+        program.until(r"^ +\d+\.\d\d s  POST /v1/jobs -> 202 job_\w+$")
         program.until(r"^ +\d+\.\d\d s  succeeded  512x512 image/png \d+ kB, \$0\.008$")
         assert program.end() == 0
     [picture] = caller.iterdir()
@@ -43,9 +43,9 @@ def test_an_interrupted_demo_leaves_nothing_behind(tmp_path: Path, number: signa
     (tmp_path / "Procfile").write_text("api: sleep 1000\n")
     temporary = tmp_path / "t"
     temporary.mkdir()
-    arguments = ("demo", tmp_path, "true", "--caller", tmp_path)
+    arguments = ("demo", tmp_path, "true", PATIENCE, "--caller", tmp_path)
     with running("tests.local.small_house", *arguments, environ=NOTHING_GIVEN | {"TMPDIR": str(temporary)}) as program:
-        eventually("its API is started", lambda: any(child.name() == "sleep" for child in program.family()))
+        eventually("its API is started", lambda: bool(having("sleep", program.family())))
         family = program.family()
         program.signal(number)
         assert program.end() == code
@@ -57,7 +57,7 @@ def test_an_interrupted_demo_leaves_nothing_behind(tmp_path: Path, number: signa
 def test_a_demo_that_fails_shows_what_the_processes_said_and_ends_with_1(tmp_path: Path) -> None:
     (tmp_path / "Procfile").write_text("api: sh -c 'echo no such module; exit 1'\n")
     with running(
-        "tests.local.small_house", "demo", tmp_path, "true", "--caller", tmp_path, environ=NOTHING_GIVEN
+        "tests.local.small_house", "demo", tmp_path, "true", PATIENCE, "--caller", tmp_path, environ=NOTHING_GIVEN
     ) as program:
         assert program.end() == 1
     assert any(line.endswith("| no such module") for line in program.seen)

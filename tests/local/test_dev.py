@@ -39,7 +39,7 @@ def dev(*arguments: str, at: Path = ROOT, path: str = os.defpath) -> subprocess.
         capture_output=True,
         text=True,
         cwd="/",
-        timeout=20,
+        timeout=60,
     )
 
 
@@ -120,7 +120,7 @@ def test_a_signal_to_it_reaches_what_it_starts(checkout: Path, habit: str) -> No
         pid, option, module = started.stdout.readline().split()[:3]
         assert (int(pid), option) == (started.pid, "-m") and habit in module
         started.terminate()
-        assert started.stdout.read() == "ended by SIGTERM\n" and started.wait(20) == 7
+        assert started.stdout.read() == "ended by SIGTERM\n" and started.wait(60) == 7
     finally:
         started.kill()
         started.communicate()

@@ -14,7 +14,7 @@ import pytest
 
 from local import up as command
 from local import web
-from tests.local.programs import ROOT, Program, eventually, lives, living_with, running
+from tests.local.programs import PATIENCE, ROOT, Program, eventually, having, lives, living_with, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -41,14 +41,21 @@ def house(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def up(house: Path, *arguments: object, migrations: str = "true", port: int = 0, **environ: str) -> Program:
+def up(
+    house: Path,
+    *arguments: object,
+    migrations: str = "true",
+    port: int = 0,
+    patience: float = PATIENCE,
+    **environ: str,
+) -> Program:
     arguments = ("--data", house / "data", "--port", port or web.free_port(), *arguments)
-    return Program(HOUSE, "up", house, migrations, *arguments, environ=NOTHING_GIVEN | environ)
+    return Program(HOUSE, "up", house, migrations, patience, *arguments, environ=NOTHING_GIVEN | environ)
 
 
-def refuses(house: Path, *arguments: object, migrations: str = "true", port: int = 0, **environ: str) -> str:
+def refuses(house: Path, *, migrations: str = "true", port: int = 0, patience: float = PATIENCE, **environ: str) -> str:
     """Everything that it says before it ends with exit code 1."""
-    program = up(house, *arguments, migrations=migrations, port=port, **environ)
+    program = up(house, migrations=migrations, port=port, patience=patience, **environ)
     try:
         assert program.end() == 1
         assert not any("Traceback" in line for line in program.seen)
@@ -75,7 +82,7 @@ def test_the_real_service_comes_up_and_its_curl_lines_work(tmp_path: Path) -> No
         assert job["status"] == "succeeded" and job["sandbox"] is True
         subprocess.run(fetch, shell=True, cwd=tmp_path, check=True)  # noqa: S602
         assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
-        assert web.ask(port, "GET", "/docs").status in (200, 301, 302, 308)
+        assert web.ask(port, "GET", "/docs", timeout=PATIENCE).status in (200, 301, 302, 308)
 
         family = program.family()
         program.signal(signal.SIGKILL)
@@ -90,7 +97,7 @@ def test_a_worker_that_was_stopped_is_killed_and_started_again(tmp_path: Path) -
     arguments = ("--data", tmp_path / "data", "--port", web.free_port())
     with running("local.up", *arguments, environ=NOTHING_GIVEN) as program:
         program.until("^Ready on")
-        [worker] = [child for child in program.family() if "generate.dataoorts" in child.cmdline()]
+        [worker] = having("generate.dataoorts", program.family())
         worker.suspend()
         began = time.monotonic()
         program.until(r"worker-dataoorts stands still: killing it \(dataoorts .*: not seen for \d+ s")
@@ -123,9 +130,8 @@ def service(house: Path) -> Iterator[Program]:
 
 
 def test_without_a_vendor_key_the_sandbox_is_its_vendor(service: Program, house: Path) -> None:
-    given = next(line for line in service.seen if "given:" in line)
     redis = f"unix://{house}/data/redis/redis.sock?db=0"
-    url, key, sandbox, redis_url = given.split("given: ")[1].split()[:4]
+    url, key, sandbox, redis_url = service.said("given: (.*)")[1].split()[:4]
     assert url.startswith("http://127.0.0.1:") and url.endswith("/api/v1")
     assert (key, sandbox) == ("sandbox", "1")
     assert redis_url == redis or redis_url.startswith("unix:///tmp/")
@@ -147,7 +153,7 @@ def test_a_server_on_another_machine_is_used_where_it_is_and_else_the_sandbox(
     (house / "Procfile").write_text(f"{procfile}\nworker: sh -c 'echo given: {words} end; sleep 1000'\n")
     program = up(house, DARKROOM_BACKENDS="automatic1111", DARKROOM_AUTOMATIC1111_URL=given)
     program.until("^Ready on")
-    line = next(line for line in program.seen if "given: " in line).split("given: ")[1]
+    line = program.said("given: (.*)")[1]
     assert line.startswith(url) and line.split()[1:3] == ["." if given else "1.", "."]
     assert any(says in line for line in program.seen) and not any("DATAOORTS" in line for line in program.seen)
     program.close()
@@ -205,8 +211,8 @@ def test_stores_that_are_given_are_used_and_no_redis_is_started(house: Path) -> 
     )
     try:
         program.until("cost money")
-        line = program.until("given: (.*)")[1]
         program.until("^Ready on")
+        line = program.said("given: (.*)")[1]
         names = {process.name() for process in program.family()}
     finally:
         program.close()
@@ -232,8 +238,10 @@ def test_a_migration_that_fails_ends_the_start_and_leaves_nothing(house: Path) -
 
 
 def test_an_api_that_never_answers_ends_the_start_and_is_named(house: Path) -> None:
-    (house / "Procfile").write_text("api: sleep 1000\n")
-    assert "after 2 s: the API does not answer at http://127.0.0.1:" in refuses(house)
+    (house / "Procfile").write_text(f"api: sh -c 'sleep 1000; : {house}'\n")
+    # Nothing but the API is waited for: a Redis or a sandbox that is slow to answer would be named in its place.
+    said = refuses(house, patience=2, DARKROOM_REDIS_URL="redis://127.0.0.1:1/0", DATAOORTS_API_KEY="key")
+    assert "after 2 s: the API does not answer at http://127.0.0.1:" in said
     assert not living_with(str(house))
 
 
@@ -247,8 +255,8 @@ def test_a_data_folder_with_a_long_name_gets_a_short_socket_elsewhere(house: Pat
     data = house / ("long" * 30)
     program = up(house, "--data", data)
     try:
-        socket_path = Path(program.until(r"unix://(\S+)\?db=0")[1])
         program.until("^Ready on")
+        socket_path = Path(program.said(r"unix://(\S+)\?db=0")[1])
         assert len(str(socket_path)) <= 100 and socket_path.is_socket()
         assert stat.S_IMODE(socket_path.parent.stat().st_mode) == 0o700
         program.signal(signal.SIGKILL)

@@ -35,7 +35,7 @@ def test_two_equal_requests_at_once_paint_once() -> None:
     assert begun.wait(60)
     finish.set()
     for thread in threads:
-        thread.join(1)
+        thread.join(60)
     assert got == [b"picture"] * 8
     assert len(painted) == 1
 
