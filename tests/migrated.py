@@ -16,7 +16,8 @@ _CATALOGS = (
     *("pg_statistic", "pg_db_role_setting"),
 )
 _LAST = "(SELECT (count(*), max(xmin::text::bigint))::text FROM {})"  # how many rows, and which transaction wrote last
-_SHAPE = f"SELECT {', '.join(map(_LAST.format, _CATALOGS))}"
+_VERSION = "(SELECT version_num FROM alembic_version)"
+_SHAPE = f"SELECT {', '.join((_VERSION, *map(_LAST.format, _CATALOGS)))}"
 _SIZE = "SELECT pg_database_size(current_database())"
 #: More than this, in bytes, and dead rows would make the next test slow.
 _MOST_GROWN = 4_000_000
