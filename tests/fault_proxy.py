@@ -49,6 +49,8 @@ class FaultProxy:
         self._accepting: asyncio.Task[None] | None = None
         self._ends: set[asyncio.StreamWriter] = set()
         self._served: set[asyncio.Task[None]] = set()
+        #: Bytes that were swallowed so far, both ways.
+        self.lost = 0
         self._thread.start()
         self.port = 0
         self.accept()
@@ -90,7 +92,7 @@ class FaultProxy:
 
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
         """Run it in the proxy's thread, and wait for its end."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     async def _accept(self) -> None:
         if self._accepting is None:
@@ -158,7 +160,9 @@ class FaultProxy:
         lost_some = False
         while data := await reader.read(LARGEST_PIECE):
             lost_some = lost_some or toxics().black_hole
-            if not lost_some:
+            if lost_some:
+                self.lost += len(data)
+            else:
                 await pieces.put((self._loop.time() + toxics().latency, data))
         if lost_some or toxics().black_hole:
             await asyncio.Event().wait()  # the other side hears no good-bye either

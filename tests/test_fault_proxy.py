@@ -10,10 +10,10 @@ from socketserver import BaseRequestHandler, ThreadingTCPServer
 import pytest
 import redis
 
-from local.web import free_port
 from shared.database import AWAY, Database
 from tests.fault_proxy import BLACK_HOLE, FaultProxy, Toxics
 from tests.servers import PostgresServer, RedisServer
+from tests.service import eventually
 
 
 class Echo(BaseRequestHandler):
@@ -40,7 +40,7 @@ def proxy() -> Iterator[FaultProxy]:
 
 
 def connect(proxy: FaultProxy) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", proxy.port), timeout=10)
+    return socket.create_connection(("127.0.0.1", proxy.port), timeout=60)
 
 
 def echoed(client: socket.socket, data: bytes) -> bytes:
@@ -76,13 +76,13 @@ def test_latency_makes_everything_late_but_not_slow(proxy: FaultProxy) -> None:
 
 
 def test_a_slicer_sends_small_pieces(proxy: FaultProxy) -> None:
-    proxy.disturb(to_client=Toxics(slice_bytes=3, bytes_per_second=300))
+    proxy.disturb(to_client=Toxics(slice_bytes=3, bytes_per_second=0.01))  # the second one would come in minutes
     with connect(proxy) as client:
         client.sendall(b"abcdefgh")
-        first = back = client.recv(65536)
-        while len(back) < 8:
-            back += client.recv(65536)
-    assert first == b"abc" and back == b"abcdefgh"
+        assert client.recv(65536) == b"abc"
+    proxy.disturb(to_client=Toxics(slice_bytes=3, bytes_per_second=300))
+    with connect(proxy) as client:
+        assert echoed(client, b"abcdefgh") == b"abcdefgh"
 
 
 def test_a_bandwidth_is_kept(proxy: FaultProxy) -> None:
@@ -103,6 +103,7 @@ def test_a_black_hole_takes_everything_and_what_it_took_never_comes(proxy: Fault
                 client.settimeout(0.2)
                 with pytest.raises(TimeoutError):
                     client.recv(1)
+            eventually("both were swallowed", lambda: proxy.lost == 2 * len(b"lost"))  # not read after the healing
             proxy.heal()
             for client in (before, during):
                 client.sendall(b"lost as well")
@@ -146,8 +147,11 @@ def test_it_refuses_and_accepts_again_at_the_same_port(proxy: FaultProxy) -> Non
 
 
 def test_a_target_that_is_not_there_resets() -> None:
-    with FaultProxy(free_port()) as proxy, pytest.raises(ConnectionResetError), connect(proxy) as client:
-        client.recv(1)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen: a port that nobody else gets meanwhile
+        port = nobody.getsockname()[1]
+        with FaultProxy(port) as proxy, pytest.raises(ConnectionResetError), connect(proxy) as client:
+            client.recv(1)
 
 
 def test_close_hangs_up_and_ends_the_thread(proxy: FaultProxy) -> None:

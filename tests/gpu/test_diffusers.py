@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,22 @@ from tests.gpu.drawing import INPUT, alter, draw, failure, photo, picture, pixel
 from tests.kept import Kept
 from worker.backends.base import Backend, Billed, Failure, Kind, Picture, Request
 from worker.backends.diffusers import Diffusers
+from worker.backends.step_engine import Row
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-def count_calls(backend: Diffusers, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one number at every call of the UNet: its rows."""
+def count_calls(
+    backend: Diffusers, monkeypatch: pytest.MonkeyPatch, during: Callable[[int], object] = lambda call: None
+) -> list[int]:
+    """Grows by one number at every call of the UNet: its rows. `during`: called in each call, with its number."""
     rows: list[int] = []
     unet = backend._sdxl._pipeline.unet
     real = unet.forward
 
     def forward(latents: Any, *arguments: Any, **named: Any) -> Any:
         rows.append(len(latents))
+        during(len(rows))
         return real(latents, *arguments, **named)
 
     monkeypatch.setattr(unet, "forward", forward)
@@ -128,23 +133,22 @@ def test_a_canceled_job_leaves_within_one_step_and_the_others_stay(
 def test_a_cancellation_from_elsewhere_lets_at_most_the_running_step_end(
     backend: Diffusers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = count_calls(backend, monkeypatch)
-    flag = threading.Event()
-    at_flag: list[int] = []
+    flag, runs = threading.Event(), threading.Event()
+
+    def during(call: int) -> None:
+        if call == 3:  # it runs when the flag comes, however long who hears of the second takes
+            runs.set()
+            assert flag.wait(60)
+
+    rows = count_calls(backend, monkeypatch, during)
 
     def progress(index: int, step: int, steps: int, preview: bytes | None) -> None:
-        if step == 2 and not flag.is_set():
-            at_flag.append(len(rows))  # before the flag: a step that begins in between counts as one more
+        if step == 2 and runs.wait(60):
             flag.set()
 
-    def canceled(index: int) -> bool:
-        if flag.is_set() and len(at_flag) == 1:
-            at_flag.append(len(rows))
-        return flag.is_set()
-
-    [outcome] = backend.generate([request(num_steps=100)], progress, canceled)
+    [outcome] = backend.generate([request(num_steps=100)], progress, lambda _: flag.is_set())
     assert failure(outcome).message == "canceled"
-    assert len(rows) == at_flag[1], "a step began after the engine had heard of it"
+    assert len(rows) == 3, "a step began after the engine had heard of it"
 
 
 def test_a_job_out_of_time_ends_within_one_step(a_backend: Backends, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +157,8 @@ def test_a_job_out_of_time_ends_within_one_step(a_backend: Backends, monkeypatch
     rows = count_calls(backend, monkeypatch)
     engine = backend._engine
     assert engine is not None
-    monkeypatch.setattr(engine, "_clock", lambda: 20.0 * len(rows))
+    # Not put back at the end: a watchdog that reads both clocks takes the engine for stuck, and ends this process.
+    engine._clock = lambda: 20.0 * len(rows)
     [outcome] = draw(backend, request(num_steps=50))
     assert (failure(outcome).kind, failure(outcome).billed) == (Kind.transient, Billed.no)
     assert failure(outcome).message == "the picture was not ready in 30 seconds" and len(rows) == 2
@@ -193,12 +198,25 @@ def test_what_may_be_claimed_beside_what_is_in_hand(a_backend: Backends) -> None
 
 
 def test_many_callers_at_once_share_calls(backend: Diffusers, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = count_calls(backend, monkeypatch)
-    together = threading.Barrier(4)
+    submitted = threading.Semaphore(0)
+
+    def during(call: int) -> None:
+        if call == 1:  # whoever came first, the others come while it is being drawn
+            assert all(submitted.acquire(timeout=60) for _ in range(4))
+
+    rows = count_calls(backend, monkeypatch, during)
+    engine = backend._engine
+    assert engine is not None
+    submit = engine.submit
+
+    def submit_and_say(jobs: Sequence[Row]) -> None:
+        submit(jobs)
+        submitted.release()
+
+    monkeypatch.setattr(engine, "submit", submit_and_say)
     outcomes: list[Picture | Failure] = []
 
     def call(seed: int) -> None:
-        together.wait()
         outcomes.extend(draw(backend, request(seed=seed, num_steps=10)))
 
     threads = [threading.Thread(target=call, args=(seed,)) for seed in range(4)]

@@ -3,11 +3,13 @@
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import Row, insert, select, update
 
+import shared.database
 from shared import deliveries, endpoints, receivers, redelivery
 from shared.database import Database, now
 from shared.deliveries import PAUSES, Claim, Result
@@ -71,6 +73,23 @@ def all_of(database: Database, rows: Any) -> list[Row[Any]]:
 def the_one(database: Database, rows: Any = table) -> Row[Any]:
     [row] = all_of(database, rows)
     return row
+
+
+def clock(database: Database) -> datetime:
+    with database.read() as connection:
+        moment: datetime = connection.execute(select(now())).scalar_one()
+    return moment
+
+
+def refuse_and_see_when_it_is_due(
+    database: Database, claimed: Claim, result: Result, least: float, most: float
+) -> None:
+    """The next try is due so many seconds after this one's end. Fails if it is not, however long the writing took."""
+    began = clock(database)
+    settle(database, claimed, result)
+    ended, rounded = clock(database), timedelta(milliseconds=2)
+    earliest, latest = began + timedelta(seconds=least), ended + timedelta(seconds=most)
+    assert earliest - rounded <= the_one(database).due_at <= latest + rounded
 
 
 def test_an_event_is_told_to_every_endpoint_of_its_project_that_asked_for_it_and_to_no_other(
@@ -185,7 +204,10 @@ def test_a_claim_that_another_overtakes_fills_no_window_twice(postgresql_url: st
                 tx.execute(update(receiver_rows).values(next_due_at=now()))
 
 
-def test_a_delivery_that_ends_while_it_is_claimed_is_left_out(postgresql_url: str) -> None:
+def test_a_delivery_that_ends_while_it_is_claimed_is_left_out(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared.database, "BUSY_SECONDS", 60)  # whoever waits here waits until the other goes on
     with closing(Database(postgresql_url)) as database:
         an_endpoint(database)
         happen(database, 2)
@@ -242,9 +264,13 @@ def test_a_receiver_that_fails_again_and_again_is_left_alone_in_between(database
     an_endpoint(database)
     happen(database, 20)
     for _ in range(receivers.FAILURES_BEFORE_REST):
+        assert the_one(database, receiver_rows).rest_until is None
         settle(database, claim(database, limit=1)[0], REFUSED)
+    assert the_one(database, receiver_rows).rest_until is not None
+    with database.write() as tx:  # it is a second, which may be over before it is looked at; an hour is not
+        tx.execute(update(receiver_rows).values(rest_until=now(3600)))
     assert claim(database) == []
-    pass_time(database, 2)
+    pass_time(database, 3601)
     [probe] = claim(database)
     settle(database, probe, TAKEN)
     assert len(claim(database)) == 2
@@ -256,13 +282,10 @@ def test_the_tries_of_a_delivery_come_at_the_promised_times_and_then_it_has_fail
     for number, pause in enumerate((*PAUSES[1:], None), 1):
         [claimed] = claim(database)
         assert (claimed.number, claimed.step) == (number, number - 1)
-        settle(database, claimed, REFUSED)
         if pause is None:
+            settle(database, claimed, REFUSED)
             break
-        with database.read() as connection:
-            early = table.c.due_at >= now(pause - 1)
-            late = table.c.due_at <= now(pause * (1 + deliveries.MOST_JITTER) + 1)
-            assert connection.execute(select(early & late)).scalar_one()
+        refuse_and_see_when_it_is_due(database, claimed, REFUSED, pause, pause * (1 + deliveries.MOST_JITTER))
         pass_time(database, pause * (1 + deliveries.MOST_JITTER) + 1)
     assert the_one(database).status == DeliveryStatus.failed
     assert len(all_of(database, delivery_tries)) == len(PAUSES)
@@ -274,10 +297,7 @@ def test_retry_after_is_obeyed_within_bounds(asked: float, least: float, databas
     an_endpoint(database)
     happen(database)
     busy = Result(TryOutcome.failed, seconds=0.1, status=503, answer="", retry_after=asked)
-    settle(database, claim(database)[0], busy)
-    with database.read() as connection:
-        within = (table.c.due_at >= now(least - 1)) & (table.c.due_at <= now(least * 1.1 + 2))
-        assert connection.execute(select(within)).scalar_one()
+    refuse_and_see_when_it_is_due(database, claim(database)[0], busy, least, least * 1.1)
 
 
 def test_a_retry_after_speaks_for_all_that_goes_to_its_receiver_for_ten_minutes_at_most(database: Database) -> None:

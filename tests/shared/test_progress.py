@@ -20,9 +20,14 @@ def running(**changes: Any) -> Any:
     return SimpleNamespace(**({"id": JOB, "status": "running", "backend": "diffusers", "attempts": 1} | changes))
 
 
+def patient(redis_url: str) -> redis.Redis:
+    """What is told to a Redis that stands still for longer than its client waits is lost, and that is no fault."""
+    return client(Settings(redis_url=redis_url, secret_key="s" * 32), timeout_seconds=60)
+
+
 @pytest.fixture
 def redis_client(redis_url: str) -> Iterator[redis.Redis]:
-    with client(Settings(redis_url=redis_url, secret_key="s" * 32)) as connection:
+    with patient(redis_url) as connection:
         yield connection
 
 
@@ -60,12 +65,11 @@ def test_a_preview_stays_until_the_next_one_and_ends_with_its_attempt(
 def test_those_who_look_on_are_told_and_nobody_else_is(teller: ProgressTeller, redis_url: str) -> None:
     moved: queue.Queue[str | None] = queue.Queue()
     progressed: queue.Queue[str] = queue.Queue()
-    wanted = Settings(redis_url=redis_url, secret_key="s" * 32)
-    listener = Listener(client(wanted), moved.put, {CHANNEL: progressed.put})
+    listener = Listener(patient(redis_url), moved.put, {CHANNEL: progressed.put})
     listener.start()
-    assert moved.get(timeout=10) is None and moved.get(timeout=10) is None, "two subscriptions began"
+    assert moved.get(timeout=60) is None and moved.get(timeout=60) is None, "two subscriptions began"
     teller.tell(JOB, Report(1, 5, 20, None))
-    assert progressed.get(timeout=10) == JOB
+    assert progressed.get(timeout=60) == JOB
     assert moved.empty(), "it is no move"
     listener.close()
 

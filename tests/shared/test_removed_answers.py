@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import shared.database
 from shared import deliveries, jobs
 from shared.database import Database
 from shared.deliveries import Result
@@ -47,13 +48,17 @@ def test_a_try_that_ends_after_the_removal_keeps_no_answer(database: Database) -
 
 
 @pytest.mark.parametrize("first", ["the try", "the removal"])
-def test_nor_does_one_that_ends_while_the_data_are_removed(first: str, database: Database) -> None:
+def test_nor_does_one_that_ends_while_the_data_are_removed(
+    first: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared.database, "BUSY_SECONDS", 60)  # whoever waits here waits until the other goes on
+    database = Database(database_url)
     an_endpoint(database)
     [event] = happen(database)
     [claimed] = claim(database)
     with database.write() as tx:
         jobs.cancel(tx, event.subject_id)
-    with ThreadPoolExecutor(1) as pool:
+    with closing(database), ThreadPoolExecutor(1) as pool:
         with database.write() as tx:
             if first == "the try":
                 deliveries.settle(tx, claimed, ECHO)
@@ -64,7 +69,7 @@ def test_nor_does_one_that_ends_while_the_data_are_removed(first: str, database:
             with pytest.raises(TimeoutError):
                 other.result(timeout=0.5)  # it waits for this transaction
         other.result()
-    assert the_one(database, delivery_tries).answer is None
+        assert the_one(database, delivery_tries).answer is None
 
 
 def test_a_try_that_ends_hides_no_job_from_its_claim_and_holds_up_no_move(postgresql_url: str) -> None:

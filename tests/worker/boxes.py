@@ -12,7 +12,7 @@ from PIL import Image
 
 from shared.catalogue import DEFAULT_MODEL
 from shared.inspector import Inspector
-from worker.backends import automatic1111_watch
+from worker.backends import automatic1111_server, automatic1111_watch
 from worker.backends.automatic1111 import Automatic1111
 from worker.backends.base import Billed, Failure, Kind, Picture, Request
 
@@ -44,6 +44,8 @@ def connect(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
     monkeypatch.setattr(inspector, "close", lambda: None)
     monkeypatch.setattr(automatic1111_watch, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(automatic1111_watch, "WANTED_SECONDS", 0.01)
+    # A server that stands still for a few seconds answers all the same: else nobody would know whose picture it draws.
+    monkeypatch.setattr(automatic1111_server, "QUESTION_SECONDS", 60.0)
     made: list[Automatic1111] = []
 
     def make(url: str, *credentials: str, **given: Any) -> Automatic1111:

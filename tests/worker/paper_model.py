@@ -13,7 +13,7 @@ from worker.backends.batch_room import BatchRoom, Size, size_of
 from worker.backends.source import Source
 from worker.backends.step_engine import Drawn, Ended, News, Row, StepEngine, Stepped, Trouble
 
-SECONDS = 20.0  # that a test waits for what should come at once
+SECONDS = 60.0  # that a test waits for what should come at once
 
 
 class OutOfMemory(Exception): ...

@@ -34,7 +34,8 @@ def environ(sqlite_url: str, redis_server: RedisServer, tmp_path: Path) -> dict[
     return {
         "DARKROOM_DATA_DIR": str(tmp_path),
         "DARKROOM_DATABASE_URL": sqlite_url,
-        "DARKROOM_REDIS_URL": redis_server.url,
+        # A Redis that stands still for a few seconds is not away.
+        "DARKROOM_REDIS_URL": f"{redis_server.url}?socket_timeout=60&socket_connect_timeout=60",
         "DARKROOM_SECRET_KEY": KEY,
         "DARKROOM_API_KEY": f"dk_{KEY}",
         "DARKROOM_PUBLIC_URL": "https://images.example",

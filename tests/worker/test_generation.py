@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -836,20 +837,21 @@ def test_a_worker_that_is_to_stop_holds_on_to_a_picture_that_is_not_on_the_disk(
 
 @pytest.mark.parametrize("what", ["a failure", "a bad picture in memory", "a claim", "an image to start from"])
 def test_a_worker_that_is_to_stop_tells_a_database_that_is_away_of_nothing_but_pictures_for_long(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, what: str
+    bench: Bench, clock: Clock, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """The lease gives the job back, and the sweep closes the attempt."""
+    monkeypatch.setattr("worker.generation.time", SimpleNamespace(monotonic=clock, sleep=lambda seconds: None))
     job = submit(bench.database, input=ALTERING, starts_from=(PIXELS, WHITE))
     bad = Failure(Kind.bad_output, Billed.yes, "cut short")
     backend = ScriptedBackend(bad if what == "a bad picture in memory" else OUTAGE)
     generation = bench.generation(backend)
-    generation.STOPPING_SECONDS = 0.1
     claim = claim_one(bench.database)
     tries = 0
 
     def away(*_: Any, **__: Any) -> Any:
         nonlocal tries
         tries += 1
+        clock.now += generation.STOPPING_SECONDS / 3
         assert tries < 1000, "it goes on for ever"
         if tries == 3:
             bench.stopping.set()

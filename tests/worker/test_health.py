@@ -49,7 +49,7 @@ def test_a_worker_that_works_is_well_and_says_what_it_does(database: Database, a
     show(database, f"{HOST}:7", in_hand=3, done=1207)
     code, said = asked()
     assert code == 0
-    assert re.fullmatch(rf"dataoorts \({HOST}:7\): 3 of 200 slots in use, 1207 done, moved \d s ago\n", said)
+    assert re.fullmatch(rf"dataoorts \({HOST}:7\): 3 of 200 slots in use, 1207 done, moved \d+ s ago\n", said)
 
 
 @pytest.mark.parametrize("name", [(), ("worker-dataoorts",), ("dataoorts",), (f"{HOST}:7",)], ids=str)
@@ -79,7 +79,7 @@ def test_of_each_kind_the_latest_of_this_host_counts(database: Database, asked: 
     show(database, f"{HOST}:9", "deliver", age=1)
     show(database, f"{HOST}:10", "sweep", age=1)
     code, said = asked()
-    assert code == 0 and len(said.splitlines()) == 3 and re.search(r"swept \d s ago", said)
+    assert code == 0 and len(said.splitlines()) == 3 and re.search(r"swept \d+ s ago", said)
     show(database, f"{HOST}:9", "deliver", age=30)
     assert asked()[0] == asked("worker-webhooks")[0] == 1
     assert asked("worker-sweep")[0] == asked("worker-dataoorts")[0] == 0
@@ -98,7 +98,8 @@ def test_one_that_was_stopped_is_not_hidden_by_another_one_of_its_kind(database:
 
 def test_a_supervisor_is_told_of_those_that_are_silent_while_others_are_not(database: Database, asked: Asked) -> None:
     show(database, f"{HOST}:7", age=25)
-    show(database, f"{HOST}:8", "deliver", trouble="this worker has heard nothing of Redis")
+    # Seen in a moment to come: however long this test takes, it is not silent.
+    show(database, f"{HOST}:8", "deliver", age=-600, trouble="this worker has heard nothing of Redis")
     code, said = asked("--silent", "7", "8", "9")
     assert code == 1 and said.startswith("7 dataoorts") and len(said.splitlines()) == 1
     show(database, f"{HOST}:8", "deliver", age=25)  # nobody writes any more: it is the database

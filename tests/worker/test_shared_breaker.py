@@ -22,6 +22,8 @@ from shared import breaker as shape
 from shared.breaker import BreakerBoard, Reason, State
 from tests.breakers import pass_time, stored
 from tests.servers import RedisServer
+from tests.service import eventually
+from worker import breaker as rules
 from worker.backends.base import Billed, Failure, Kind
 from worker.breaker import ENOUGH_FAILURES, Permit
 from worker.shared_breaker import SharedBreaker
@@ -29,11 +31,32 @@ from worker.shared_breaker import SharedBreaker
 ROOT = Path(__file__).parent.parent.parent
 KEY = shape.key("dataoorts")
 FAILED = Failure(Kind.transient, Billed.no, "HTTP 503")
+#: What it opens it keeps open for a minute: FAILED would for 5 s, and then a probe is as right as none.
+FAILED_FOR_LONG = Failure(Kind.transient, Billed.no, "HTTP 503", 60)
 REFUSED = Failure(Kind.auth_failed, Billed.no, "HTTP 401")
 
 
-def a_client(url: str) -> Redis:
-    return Redis.from_url(url, socket_timeout=0.5, socket_connect_timeout=0.5, retry=Retry(NoBackoff(), 0))
+def a_client(url: str, patience: float = 60) -> Redis:
+    return Redis.from_url(url, socket_timeout=patience, socket_connect_timeout=patience, retry=Retry(NoBackoff(), 0))
+
+
+@pytest.fixture(autouse=True)
+def no_probe_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One that nobody ended is renewed for ever, and so told to the Redis that later tests share."""
+    keeping: list[SharedBreaker] = []
+    keep = SharedBreaker._keep
+
+    def told(breaker: SharedBreaker, probe: str) -> None:
+        keeping.append(breaker)
+        keep(breaker, probe)
+
+    monkeypatch.setattr(SharedBreaker, "_keep", told)
+    yield
+    for breaker in keeping:
+        with breaker._lock:
+            breaker._redis = None
+        for over in list(breaker._probing.values()):
+            over.set()
 
 
 @pytest.fixture
@@ -88,7 +111,7 @@ def test_failures_of_all_workers_are_counted_together(client: Redis, clock: list
     for worker in workers[:-1]:
         fail(worker, 1)
         assert standing(client) == (State.closed, None)
-    fail(workers[-1], 1)
+    fail(workers[-1], 1, FAILED_FOR_LONG)
     assert standing(client) == (State.open, Reason.failing)
 
 
@@ -140,9 +163,13 @@ def test_a_worker_whose_clock_is_wrong_goes_by_the_clock_of_redis(
     assert permit.calls == 0
 
 
-def test_of_many_workers_that_would_probe_one_does(client: Redis) -> None:
+def test_of_many_workers_that_would_probe_one_does(
+    client: Redis, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shape, "PROBE_SECONDS", 600.0)  # its lease does not run out meanwhile
+    monkeypatch.setattr(rules, "PROBE_SECONDS", 600.0)
     breakers = [SharedBreaker("dataoorts", client) for _ in range(8)]
-    fail(breakers[0], 1, REFUSED)
+    fail(stranger := a_breaker(client, clock), 1, REFUSED)
     pass_time(client, 60)
     start = threading.Barrier(32)
 
@@ -154,7 +181,7 @@ def test_of_many_workers_that_would_probe_one_does(client: Redis) -> None:
         permits = list(threads.map(ask, range(32)))
     [probe] = [permit for permit in permits if permit.calls]
     assert probe.probe is not None
-    breakers[0].withdraw(probe)  # by whom it is given back does not matter to the others: only its worker may
+    stranger.withdraw(probe)  # by whom it is given back does not matter to the others: only its worker may
     assert all(breaker.admit(1, 0).calls == 0 for breaker in breakers)
     for breaker in breakers:
         breaker.withdraw(probe)
@@ -179,6 +206,8 @@ def test_a_good_probe_lets_everybody_work_and_the_bell_is_rung(client: Redis, cl
 PROBER = """
 import sys, time
 from redis import Redis
+from shared import breaker
+breaker.PROBE_SECONDS = float(sys.argv[2])
 from worker.shared_breaker import SharedBreaker
 permit = SharedBreaker("dataoorts", Redis.from_url(sys.argv[1])).admit(1, 0)
 print(permit.probe, flush=True)
@@ -187,12 +216,18 @@ time.sleep(600)
 
 
 @pytest.mark.slow
-def test_the_lease_of_a_prober_that_is_killed_runs_out(client: Redis, redis_url: str, clock: list[float]) -> None:
+def test_the_lease_of_a_prober_that_is_killed_runs_out(
+    client: Redis, redis_url: str, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shape, "PROBE_SECONDS", 600.0)  # so that it runs out when the test says so
     breaker = a_breaker(client, clock)
     fail(breaker, 1, REFUSED)
     pass_time(client, 60)
     prober = subprocess.Popen(
-        [sys.executable, "-c", PROBER, redis_url], cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ}
+        [sys.executable, "-c", PROBER, redis_url, str(shape.PROBE_SECONDS)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        env={**os.environ},
     )
     try:
         assert prober.stdout is not None
@@ -230,12 +265,7 @@ def test_a_probe_is_renewed_while_its_call_takes_long(
         found = stored(client)
         return found is not None and found.probe == permit.probe and found.probe_until > first.probe_until
 
-    waited = threading.Event()
-    for _ in range(1000):
-        if renewed():
-            break
-        waited.wait(0.01)
-    assert renewed()
+    eventually("it is renewed", renewed)
     breaker.withdraw(permit)
 
 
@@ -256,11 +286,11 @@ def test_what_a_redis_that_comes_back_has_forgotten_does_not_close_it(client: Re
     fail(breaker, 3)
     old = client.get(KEY)
     assert old is not None
-    fail(breaker, 7)
+    fail(breaker, 7, FAILED_FOR_LONG)
     client.set(KEY, old)
     clock[0] += 2
     assert breaker.admit(1, 0).calls == 0
-    breaker.ended(Permit(1), Failure(Kind.rate_limited, Billed.no, "", 30), "job_1")
+    breaker.ended(Permit(1), Failure(Kind.rate_limited, Billed.no, "", 300), "job_1")
     assert standing(client) == (State.open, Reason.rate_limited)
 
 
@@ -293,26 +323,29 @@ def test_a_frozen_redis_is_waited_for_by_one_call_in_a_while(
 ) -> None:
     server = RedisServer()
     server.start()
-    client = a_client(server.url)
+    client, hasty = a_client(server.url), a_client(server.url, 0.5)
     try:
         breaker = a_breaker(client, clock)
         assert breaker.admit(1, 0).calls == 1
         assert server.process is not None
         server.process.send_signal(signal.SIGSTOP)
         clock[0] += 2
+        breaker._redis = hasty  # only now: before and after this it must be answered, however slowly
         tried: list[None] = []
-        monkeypatch.setattr(client, "pipeline", tell(tried, client.pipeline))
+        monkeypatch.setattr(hasty, "pipeline", tell(tried, hasty.pipeline))
         for _ in range(100):
             breaker.ended(breaker.admit(1, 0), None, "job_1")
         fail(breaker, ENOUGH_FAILURES)
         assert len(tried) == 1
         assert breaker.admit(1, 0).calls == 0
+        breaker._redis = client
         server.process.send_signal(signal.SIGCONT)
         clock[0] += SharedBreaker.AWAY_SECONDS
         breaker.admit(1, 0)
         assert standing(client)[1] == Reason.failing, "now all know what it knew"
     finally:
         client.close()
+        hasty.close()
         server.close()
 
 

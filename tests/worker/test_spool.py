@@ -149,7 +149,7 @@ def test_workers_that_start_together_offer_each_picture_once(tmp_path: Path) -> 
     for number in range(30):
         left(tmp_path, f"job_{number}")
     offered: list[str] = []
-    together = threading.Barrier(4, timeout=20)
+    together = threading.Barrier(4, timeout=60)
 
     def start() -> None:
         spool = Spool(tmp_path)
@@ -260,7 +260,7 @@ def test_every_step_is_on_the_disk_before_the_next_one(spool: Spool, monkeypatch
 
 def test_two_hundred_threads_keep_their_pictures_at_once(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them are seen waiting for the disk at the same moment: no lock of ours stands between them."""
-    together, fsync = threading.Barrier(200, timeout=20), os.fsync
+    together, fsync = threading.Barrier(200, timeout=60), os.fsync
 
     def fsync_together(file: int) -> None:
         if not stat.S_ISDIR(os.fstat(file).st_mode):

@@ -76,10 +76,11 @@ def test_a_stream_of_one_size_cannot_hold_back_another(a_bench: Benches) -> None
     bench = a_bench(PaperModel(another_one_arrives))
     bench.submit(bench.job("first", 4), bench.job("small", 4, size=(256, 256)))
     bench.engine.start()
-    assert bench.outcomes(1) == ["picture of first"]
-    before = len(arrivals)
-    assert bench.outcomes(1) == ["picture of small"]
-    assert len(arrivals) == before, "the 256 was the oldest, and 512s were drawn before it"
+    assert bench.outcomes(2) == ["picture of first", "picture of small"]
+    oldest = [names[0] for names in bench.model.calls]
+    began = oldest.index("small")
+    assert oldest[began - 4 : began] == ["first"] * 4
+    assert oldest[began : began + 4] == ["small"] * 4, "the 256 was the oldest, and 512s were drawn before it"
 
 
 def test_the_only_job_of_a_size_that_came_first_goes_first_at_every_step(a_bench: Benches) -> None:

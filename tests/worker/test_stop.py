@@ -18,7 +18,7 @@ def handled() -> Iterator[Stop]:
     signal.signal(signal.SIGUSR1, before)
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60)
 def test_a_second_signal_in_the_middle_of_the_first_ones_work_is_no_deadlock(handled: Stop) -> None:
     with handled._cond:  # as within set(), and wait()
         signal.raise_signal(signal.SIGUSR1)
@@ -30,5 +30,5 @@ def test_whoever_waits_is_woken(handled: Stop) -> None:
     woken = threading.Thread(target=handled.wait, daemon=True)
     woken.start()
     signal.raise_signal(signal.SIGUSR1)
-    woken.join(10)
+    woken.join(60)
     assert not woken.is_alive() and handled.wait(0)

@@ -185,13 +185,14 @@ from worker.slots import Slots
 from worker import watchdog
 watchdog.TICK_SECONDS, watchdog.BEAT_SECONDS = 0.02, 0.1
 slots, stopping = Slots(2), threading.Event()
-def call(seconds):
+def call():
     with slots.work() as slot:
-        slot.hold(10)
-        time.sleep(seconds)
-        slot.end()
+        slot.hold(60)
+        stopping.wait(60)
+        time.sleep(0.5)  # who does not wait for it ends before
         print("the call came to its end", stopping.is_set(), flush=True)
-threading.Thread(target=call, args=(0.5,)).start()
+        slot.end()
+threading.Thread(target=call).start()
 threading.Thread(target=lambda: slots.work().__enter__(), daemon=True).start()
 watchdog.Watchdog(turns=lambda: 1, stopping=stopping, slots=slots).start()
 threading.Event().wait()
@@ -200,7 +201,7 @@ threading.Event().wait()
 
 def test_it_ends_the_process_once_its_calls_have_ended_and_says_why_with_every_stack() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", ENDS], cwd=ROOT, env={"PATH": os.defpath}, capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", ENDS], cwd=ROOT, env={"PATH": os.defpath}, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == STUCK == 70
     assert done.stdout == "the call came to its end True\n"
