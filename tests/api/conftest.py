@@ -34,7 +34,7 @@ def settings(database_url: str, redis_url: str, backends: tuple[str, ...]) -> Se
 @pytest.fixture(scope="session")
 def inspector() -> Iterator[Inspector]:
     """One for the whole run: its children take a moment to start."""
-    inspector = Inspector()
+    inspector = Inspector(seconds=60, wait_seconds=60)  # a child may stand still for seconds, on a busy machine
     yield inspector
     inspector.close()
 

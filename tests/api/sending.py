@@ -16,7 +16,8 @@ from worker.feed import Feed
 HOOK = "https://hooks.example.com/darkroom"
 
 TAKEN = Result(TryOutcome.delivered, seconds=0.25, status=204, answer="")
-REFUSED = Result(TryOutcome.failed, seconds=0.5, status=500, answer="oh no")
+#: Its receiver asks for an hour: the five seconds before a second try may pass while a test stands still.
+REFUSED = Result(TryOutcome.failed, seconds=0.5, status=500, answer="oh no", retry_after=3600)
 UNREACHED = Result(TryOutcome.failed, seconds=15.0, error={"code": "timeout", "message": "No answer in 15 s."})
 GIVEN_UP = Result(TryOutcome.failed, seconds=0.5, status=400, answer="never", final=True)
 GONE = Result(TryOutcome.failed, seconds=0.5, status=410, answer="bye", gone=True)

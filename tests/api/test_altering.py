@@ -27,6 +27,7 @@ from shared.tables import Status, events
 from shared.tables import inputs as table
 from tests.api.altering import DREAMSHAPER, JPEG, MASK, PNG, b64, body, turned
 from tests.api.people import KEY, PICTURE, Caller, Submit, Worker, client_with, on_sqlite
+from tests.api.stores import stores_are_waited_for  # noqa: F401  a fixture for all tests here
 from tests.api.test_altering_refused import REFUSED
 from tests.lines import written
 from tests.lives import job_row

@@ -16,6 +16,7 @@ from shared.database import Database
 from shared.settings import Settings
 from shared.tables import jobs, keys, projects
 from tests.api.people import KEY, Caller, Submit, client_with, on_sqlite
+from tests.api.stores import stores_are_waited_for  # noqa: F401  a fixture for all tests here
 from tests.servers import PostgresServer
 
 OTHER = "dk_another0" + "o" * 32

@@ -25,6 +25,7 @@ from shared.database import now
 from shared.errors import JobErrorCode
 from shared.tables import idempotency_keys, jobs
 from tests.api.people import KEY, PICTURE, Caller, Worker, client_with, on_sqlite
+from tests.api.stores import stores_are_waited_for  # noqa: F401  a fixture for all tests here
 from tests.service import eventually
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -342,7 +343,7 @@ def test_while_everybody_else_waits_nothing_is_bought(api: Caller, services: Ser
 def test_when_the_process_stops_the_wait_ends_and_the_job_goes_on(api: Caller, services: Services) -> None:
     with ThreadPoolExecutor() as pool:
         first = pool.submit(call, api)
-        eventually("the wait has begun", lambda: bool(services.waiting._places), 20)
+        eventually("the wait has begun", lambda: bool(services.waiting._places), 60)
         services.waiting.close()
         check_error(first.result(50), 503, 3008)
         assert first.result().headers["X-Job-Id"] and first.result().headers["Retry-After"]
@@ -371,7 +372,7 @@ def test_who_has_hung_up_waits_no_more_and_the_job_goes_on(api: Caller, hands: H
     with ours, theirs, ThreadPoolExecutor() as pool:
         first = pool.submit(call, api, environ={"gunicorn.socket": ours})
         looked = services.waiting._seen  # by the look-out: the job was read before, and the wait goes on
-        eventually("the wait has begun", lambda: bool(looked), 20)
+        eventually("the wait has begun", lambda: bool(looked), 60)
         theirs.close()
         assert first.result(50).status_code == 503  # which nobody reads
     hands.start()
@@ -522,7 +523,7 @@ def test_an_answer_that_its_client_reads_slowly_counts_as_delivered(
         for chunk in read:
             ours.sendall(chunk)
         read.close()
-        assert reading.result(10) == made
+        assert reading.result(60) == made
     assert call(api).status_code == 504 and count(services) == 2
 
 

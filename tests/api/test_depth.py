@@ -8,11 +8,13 @@ import pytest
 
 from api.depth import Depth
 from api.errors import Refused
+from api.forecast import Forecast
 from api.services import Services
 from shared.breaker import Breaker, Reason, key, written
 from shared.catalogue import DEFAULT_MODEL
 from shared.settings import Settings
 from tests.api.people import KEY, Caller, Submit, Worker
+from tests.api.stores import stores_are_waited_for  # noqa: F401  a fixture for all tests here
 from tests.lives import many
 from tests.service import eventually
 from worker import presence
@@ -116,8 +118,9 @@ def test_retry_after_is_what_the_workers_need_for_those_who_are_too_many(
 
 
 def test_while_the_breaker_is_open_nobody_is_told_to_come_back_before_it_may_close(
-    api: Caller, services: Services, submit: Submit
+    api: Caller, services: Services, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Forecast, "LOOK_UP_SECONDS", 3600.0)  # the worker is not missed, however long this takes
     with services.database.write() as tx:
         presence.show(tx, "w", "dataoorts", 200, 2.0)
     fill(submit)

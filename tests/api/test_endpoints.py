@@ -21,6 +21,7 @@ from shared.tables import webhook_secrets as secrets
 from shared.webhook_secrets import Vault
 from tests.api.people import KEY, Caller, Submit, Worker, client_with, on_sqlite
 from tests.api.sending import GIVEN_UP, GONE, HOOK, REFUSED, TAKEN, PostOffice, at_once
+from tests.api.stores import stores_are_waited_for  # noqa: F401  a fixture for all tests here
 from tests.service import eventually
 
 ENDS = ["job.succeeded", "job.failed", "job.canceled", "job.expired"]

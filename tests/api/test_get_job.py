@@ -7,6 +7,8 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql
 
+from api import auth
+from api.forecast import Forecast
 from api.job_object import _AHEAD
 from api.services import Services
 from shared.database import Database
@@ -114,8 +116,11 @@ def test_nobody_learns_which_ids_exist(api: Caller, neighbour: Caller, submit: S
 
 
 def test_a_poll_is_one_statement_and_one_more_for_the_place_in_the_queue_or_the_bill(
-    api: Caller, submit: Submit, worker: Worker, services: Services
+    api: Caller, submit: Submit, worker: Worker, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # What is looked up once in a few seconds is looked up by the submission, however long this takes.
+    monkeypatch.setattr(auth, "TRUSTED_SECONDS", 3600)
+    monkeypatch.setattr(Forecast, "LOOK_UP_SECONDS", 3600.0)
     url = submit()["urls"]["self"]
     statements: list[str] = []
     event.listen(services.database.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))

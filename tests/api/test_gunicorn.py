@@ -94,8 +94,11 @@ def server(
         yield process, port
 
 
-# With a grace that no test waits for: what ends, ends by itself.
-@pytest.mark.parametrize("server", [("--graceful-timeout", "3600")], indirect=True, ids=["long grace"])
+# With a grace that no test waits for: what ends, ends by itself. And who comes back for more may take his time.
+LONG = ("--graceful-timeout", "3600", "--keep-alive", "3600")
+
+
+@pytest.mark.parametrize("server", [LONG], indirect=True, ids=["long grace"])
 def test_it_serves_over_a_socket_and_ends_when_told(server: tuple[subprocess.Popen[str], int]) -> None:
     process, port = server
     url = f"http://127.0.0.1:{port}/v1/jobs"
@@ -134,34 +137,39 @@ def test_waits_end_with_an_answer_when_it_is_told_to_stop(
     process, port = server
     url = f"http://127.0.0.1:{port}/v1/jobs"
     job = requests.post(url, json={"input": {"prompt": "a cat"}}, headers=HEADERS, timeout=PATIENCE).json()
-    answers: list[requests.Response] = []
-    waiting = HEADERS | {"Prefer": "wait=60"}
+    asked = (
+        f"GET /v1/jobs/{job['id']} HTTP/1.1\r\nHost: darkroom\r\nAuthorization: Bearer {KEY}\r\n"
+        "Prefer: wait=60\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
+    )
+    in_hand = b"HTTP/1.1 100 Continue\r\n\r\n"
+    with ExitStack() as held:
+        waits: list[socket.socket] = []
 
-    def wait() -> None:
-        answers.append(requests.get(job["urls"]["self"], headers=waiting, timeout=90))
+        def both_processes_wait() -> bool:
+            # Each begins to listen with its first wait; which of them takes a connection is up to the kernel.
+            waits.append(held.enter_context(socket.create_connection(("127.0.0.1", port), 90)))
+            waits[-1].sendall(asked.encode())
+            # A request that no thread has in hand yet when the signal comes is not answered, and need not be.
+            assert waits[-1].recv(len(in_hand), socket.MSG_WAITALL) == in_hand
+            return redis_server.client().pubsub_numsub(CHANNEL)[0][1] == 2
 
-    threads: list[threading.Thread] = []
-
-    def both_processes_wait() -> bool:
-        # Each begins to listen with its first wait; which of them takes a connection is up to the kernel.
-        threads.append(threading.Thread(target=wait, daemon=True))
-        threads[-1].start()
-        return redis_server.client().pubsub_numsub(CHANNEL)[0][1] == 2
-
-    eventually("requests wait in both processes", both_processes_wait, 30)
-    process.send_signal(signal.SIGTERM)
-    for thread in threads:
-        thread.join(60)
-    assert len(answers) == len(threads)
-    assert {(answer.status_code, answer.json()["status"]) for answer in answers} == {(200, "queued")}
-    assert process.wait(30) == 0 and "Traceback" not in process.communicate()[1]
+        eventually("requests wait in both processes", both_processes_wait, 60)
+        process.send_signal(signal.SIGTERM)
+        answers = [answer_on(client) for client in waits]
+    assert {(status, body["status"]) for status, _, body in answers} == {(200, "queued")}
+    assert process.wait(60) == 0 and "Traceback" not in process.communicate()[1]
 
 
 def sent_raw(port: int, data: bytes) -> tuple[int, dict[str, str], Any]:
     """What the server says to these bytes before it closes the connection: status, headers, JSON."""
     with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
         client.sendall(data)
-        answer = b"".join(iter(lambda: client.recv(65536), b""))
+        return answer_on(client)
+
+
+def answer_on(client: socket.socket) -> tuple[int, dict[str, str], Any]:
+    """What comes until the connection is closed: status, headers, JSON."""
+    answer = b"".join(iter(lambda: client.recv(65536), b""))
     head, _, body = answer.partition(b"\r\n\r\n")
     status, *lines = head.decode().split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}

@@ -11,12 +11,13 @@ from sqlalchemy import insert, text, update
 
 from api.app import create_app
 from api.services import Services
-from local.web import free_port
+from shared import announcements
 from shared.breaker import Breaker, Reason, key, written
 from shared.database import now
 from shared.settings import Settings
 from shared.tables import workers
 from tests.api.people import KEY, Caller, client_with, on_sqlite
+from tests.api.stores import redis_away, stores_are_waited_for  # noqa: F401  a fixture for all tests here
 from tests.servers import RedisServer
 from worker import presence
 from worker.presence import Progress
@@ -152,14 +153,15 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", noted)
+    monkeypatch.setattr("api.app.client", announcements.client)  # as a service has it
     return waits
 
 
 @on_sqlite
 def test_without_redis_it_is_ready_and_takes_jobs(database_url: str, patience: list[float | None]) -> None:
-    away = f"redis://127.0.0.1:{free_port()}/0"
-    settings = Settings(database_url=database_url, redis_url=away, api_key=KEY, secret_key="s" * 32)
-    assert_nobody_is_held_up(settings, patience)
+    with redis_away() as away:
+        settings = Settings(database_url=database_url, redis_url=away, api_key=KEY, secret_key="s" * 32)
+        assert_nobody_is_held_up(settings, patience)
 
 
 @on_sqlite

@@ -14,6 +14,7 @@ from shared import jobs as life
 from shared.database import Database, now
 from shared.tables import KEYS_KEPT_SECONDS, attempts, idempotency_keys, jobs
 from tests.api.people import KEY, Caller, Submit, Worker, client_with, on_sqlite
+from tests.api.stores import stores_are_waited_for  # noqa: F401  a fixture for all tests here
 
 BODY = {"input": {"prompt": "a cat"}}
 

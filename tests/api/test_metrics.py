@@ -21,6 +21,7 @@ from shared.tables import Billed, Outcome, TryOutcome, workers
 from shared.tables import deliveries as delivery_rows
 from shared.tables import jobs as table
 from tests.api.people import Caller, Submit, Worker, client_with, on_sqlite
+from tests.api.stores import stores_are_waited_for  # noqa: F401  a fixture for all tests here
 from worker import presence, tallying
 from worker.feed import Feed
 from worker.presence import Progress
@@ -238,11 +239,11 @@ def test_the_longest_wait_is_told_even_if_other_backends_wait_longer(
         tx.execute(update(table).where(table.c.backend == "dataoorts").values(created_at=now(-30)))
     monkeypatch.setattr("api.metrics.OLDEST", 2)
     found = scrape()
-    assert 100 <= found["darkroom_oldest_queued_age_seconds{backend=other}"] < 110
-    assert 30 <= found["darkroom_oldest_queued_age_seconds{backend=dataoorts}"] < 40
+    assert 100 <= found["darkroom_oldest_queued_age_seconds{backend=other}"] < 200
+    assert 30 <= found["darkroom_oldest_queued_age_seconds{backend=dataoorts}"] < 100
     with services.database.write() as tx:
         tx.execute(update(table).where(table.c.backend == "other").values(backend="dataoorts", ready=False))
-    assert 100 <= scrape()["darkroom_oldest_queued_age_seconds{backend=dataoorts}"] < 110  # backing off is waiting too
+    assert 100 <= scrape()["darkroom_oldest_queued_age_seconds{backend=dataoorts}"] < 200  # backing off is waiting too
 
 
 def test_workers_count_as_long_as_their_heartbeat_is_fresh_and_the_sweep_has_an_age(
@@ -262,7 +263,7 @@ def test_workers_count_as_long_as_their_heartbeat_is_fresh_and_the_sweep_has_an_
     found = scrape()
     assert found["darkroom_workers{backend=dataoorts}"] == 2
     assert found["darkroom_worker_slots{backend=dataoorts}"] == 300
-    assert 7 <= found["darkroom_sweep_age_seconds"] < 15
+    assert 7 <= found["darkroom_sweep_age_seconds"] < 60
 
 
 def test_a_worker_that_is_stuck_is_told_apart(scrape: Scrape, services: Services) -> None:

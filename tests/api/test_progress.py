@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import pytest
 
 from api.services import Services
-from local.web import free_port
 from shared import jobs as life
 from shared.announcements import client
 from shared.catalogue import MODELS
 from shared.progress import ProgressTeller, Report
 from shared.settings import Settings
 from tests.api.people import KEY, Caller, Submit, on_sqlite
+from tests.api.stores import patient_client, redis_away, stores_are_waited_for  # noqa: F401  a fixture for all
 from tests.service import eventually
 
 pytestmark = on_sqlite
@@ -25,7 +25,7 @@ def settings(database_url: str, redis_url: str) -> Settings:
 
 @pytest.fixture
 def teller(settings: Settings) -> Iterator[ProgressTeller]:
-    teller = ProgressTeller(client(settings))
+    teller = ProgressTeller(patient_client(settings))  # it tells only once
     yield teller
     teller.close()
 
@@ -83,7 +83,7 @@ def test_without_redis_a_running_job_is_answered_without_its_progress(
 ) -> None:
     url = submit(backend="diffusers")["urls"]["self"]
     claim(services)
-    away = client(settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{free_port()}/0"}))
-    monkeypatch.setattr(services.progress, "_redis", away)
-    answer = api.get(url)
+    with redis_away() as away:
+        monkeypatch.setattr(services.progress, "_redis", client(settings.model_copy(update={"redis_url": away})))
+        answer = api.get(url)
     assert answer.status_code == 200 and answer.json["status"] == "running" and answer.json["progress"] is None

@@ -1,5 +1,6 @@
 """GET /v1/queue."""
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -7,15 +8,16 @@ import pytest
 from sqlalchemy import update
 
 from api import queue as queue_file
-from api.app import create_app
+from api.app import build, create_app
 from api.services import Services
-from local.web import free_port
 from shared import jobs as life
 from shared.breaker import Breaker, Reason, key, written
 from shared.database import now
+from shared.present import GONE_SECONDS
 from shared.settings import Settings
 from shared.tables import jobs, workers
 from tests.api.people import KEY, Caller, Submit, Worker, client_with, on_sqlite
+from tests.api.stores import redis_away, stores_are_waited_for  # noqa: F401  a fixture for all tests here
 from worker import presence
 from worker.feed import Feed
 from worker.presence import Progress
@@ -73,10 +75,10 @@ def test_the_breaker_says_why_nothing_is_made_and_when_it_will_be_tried(api: Cal
 
 @on_sqlite
 def test_while_redis_is_away_nothing_is_said_of_the_breaker(database_url: str) -> None:
-    away = f"redis://127.0.0.1:{free_port()}/0"
-    settings = Settings(database_url=database_url, redis_url=away, api_key=KEY, secret_key="s" * 32)
-    api = client_with(create_app(settings), KEY)
-    assert queue(api)["breaker"] is None
+    with redis_away() as away:
+        settings = Settings(database_url=database_url, redis_url=away, api_key=KEY, secret_key="s" * 32)
+        api = client_with(create_app(settings), KEY)
+        assert queue(api)["breaker"] is None
 
 
 def test_it_counts_what_waits_and_what_is_being_made(
@@ -145,9 +147,14 @@ def test_it_tells_what_the_workers_have_in_hand_and_counts_no_slots_of_a_stuck_o
 
 
 @on_sqlite
-def test_a_worker_between_two_heartbeats_is_there(api: Caller, services: Services) -> None:
+def test_a_worker_between_two_heartbeats_is_there(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert services.settings.lease_seconds == GONE_SECONDS
+    # Both are an hour here: from three quarters of 20 s to the end, a machine that stands still needs but five.
+    monkeypatch.setattr("shared.present.GONE_SECONDS", 3600.0)
+    settings = services.settings.model_copy(update={"lease_seconds": 3600.0})
+    api = client_with(build(replace(services, settings=settings)), KEY)
     show(services, "one", 200)
-    not_seen_for(services, "one", services.settings.lease_seconds * 3 / 4)
+    not_seen_for(services, "one", settings.lease_seconds * 3 / 4)
     assert queue(api)["slots"] == 200
 
 

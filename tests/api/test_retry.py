@@ -11,6 +11,7 @@ from shared import jobs as life
 from shared.database import now
 from shared.tables import Status, jobs
 from tests.api.people import KEY, Caller, Submit, Worker, client_with, on_sqlite
+from tests.api.stores import stores_are_waited_for  # noqa: F401  a fixture for all tests here
 from tests.lives import submit as submit_row
 
 SAME = ("model", "backend", "input", "metadata", "sandbox")
@@ -65,7 +66,7 @@ def test_fifty_at_once_make_one_job(app: OpenAPI, api: Caller, services: Service
 
     def ask() -> None:
         client = client_with(app, KEY)
-        start.wait(30)
+        start.wait(60)
         answers.append(retry(client, job))
 
     threads = [threading.Thread(target=ask) for _ in range(50)]

@@ -1,7 +1,6 @@
 """POST /v1/jobs."""
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,7 +15,9 @@ from shared.inspector import Inspector
 from shared.settings import Settings
 from shared.tables import Status, events, jobs
 from tests.api.people import KEY, Caller, Submit, client_with, on_sqlite
+from tests.api.stores import stores_are_waited_for  # noqa: F401  a fixture for all tests here
 from tests.servers import RedisServer
+from tests.service import eventually
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 LCM = "lykon/dreamshaper-8-lcm"
@@ -156,10 +157,7 @@ def test_a_deadline_is_kept_as_a_moment(submit: Submit) -> None:
 @on_sqlite
 def test_a_ticket_is_rung_after_the_commit(submit: Submit, redis_server: RedisServer) -> None:
     submit()
-    deadline = time.monotonic() + 5
-    while not redis_server.client().llen("generate.dataoorts"):
-        assert time.monotonic() < deadline, "no ticket came"
-        time.sleep(0.01)
+    eventually("a ticket comes", lambda: redis_server.client().llen("generate.dataoorts"), 60)
 
 
 @on_sqlite

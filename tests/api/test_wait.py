@@ -11,10 +11,10 @@ from flask_openapi3.openapi import OpenAPI
 from api.app import build, open_services
 from api.services import Services
 from api.waiting import Waiting
-from local.web import free_port
 from shared.announcements import CHANNEL
 from shared.settings import Settings
 from tests.api.people import KEY, Caller, Submit, Worker, client_with, on_sqlite
+from tests.api.stores import redis_away, stores_are_waited_for  # noqa: F401  a fixture for all tests here
 from tests.servers import RedisServer
 from tests.service import eventually
 
@@ -44,7 +44,7 @@ def waiters(services: Services) -> int:
 
 
 def has_waiters(services: Services, count: int) -> None:
-    eventually(f"{count} requests wait", lambda: waiters(services) == count, 20)
+    eventually(f"{count} requests wait", lambda: waiters(services) == count, 60)
 
 
 @pytest.fixture
@@ -105,9 +105,10 @@ def test_a_cancel_ends_the_waits_of_its_job_and_of_no_other(
 @pytest.fixture
 def without_redis(settings: Settings) -> Iterator[Services]:
     """A process whose Redis is away."""
-    services = open_services(settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{free_port()}/0"}))
-    yield services
-    services.close()
+    with redis_away() as away:
+        services = open_services(settings.model_copy(update={"redis_url": away}))
+        yield services
+        services.close()
 
 
 def test_without_redis_a_wait_finds_out_by_itself(without_redis: Services, submit: Submit, worker: Worker) -> None:
@@ -215,7 +216,7 @@ def test_nobody_holds_a_connection_to_the_database_while_he_waits(
     url = submit()["urls"]["self"]
     asking = [Asking(app, "GET", url, headers=WAIT) for _ in range(3 * pool.size())]
     has_waiters(services, len(asking))
-    eventually("no connection is in use", lambda: pool.checkedout() == 0, 20)
+    eventually("no connection is in use", lambda: pool.checkedout() == 0, 60)
     assert api.get(url).status_code == 200 and waiters(services) == len(asking)
     worker.succeed(worker.claim())
     assert {each.answer().json["status"] for each in asking} == {"succeeded"}
@@ -267,7 +268,7 @@ def test_who_hangs_up_gives_his_place_back(
         given: dict[str, Any] = {"json": BODY} if method == "POST" else {}
         over = {"gunicorn.socket": ours}
         asking = Asking(app, request, where, headers=WAIT, environ_overrides=over, **given)
-        eventually("the look-out has seen its job", lambda: bool(services.waiting._seen), 20)
+        eventually("the look-out has seen its job", lambda: bool(services.waiting._seen), 60)
         theirs.close()
         assert asking.answer().json["status"] == "queued"  # which nobody reads
     has_waiters(services, 0)
@@ -294,9 +295,9 @@ def deaf(services: Services, redis_server: RedisServer) -> Services:
     listener = services.waiting._listener
     subscribers: Callable[[], int] = lambda: redis_server.client().pubsub_numsub(CHANNEL)[0][1]  # noqa: E731
     services.waiting.until("job_none", 0, lambda: None, lambda found: True)
-    eventually("the subscription begins", lambda: subscribers() == 1, 20)
+    eventually("the subscription begins", lambda: subscribers() == 1, 60)
     listener.close()
-    eventually("the subscription ends", lambda: subscribers() == 0, 20)
+    eventually("the subscription ends", lambda: subscribers() == 0, 60)
     return services
 
 

@@ -83,7 +83,7 @@ def test_a_wait_is_woken_by_its_job_and_not_by_others() -> None:
 
     result: list[tuple[str, bool]] = []
     thread = threading.Thread(
-        target=lambda: result.append(places.until("job_a", 60, read, lambda found: found == "succeeded"))
+        target=lambda: result.append(places.until("job_a", 3600, read, lambda found: found == "succeeded"))
     )
     thread.start()
     assert first_read.wait(60)
@@ -91,20 +91,26 @@ def test_a_wait_is_woken_by_its_job_and_not_by_others() -> None:
     assert len(reads) == 1
     state = "succeeded"
     places.wake("job_a")
-    thread.join(10)
+    thread.join(60)
     assert result == [("succeeded", True)]
 
 
 class Standing:
-    """What the look-out sees: how far each subject has come. `asked`: for what it asked, each time."""
+    """What the look-out sees: how far each subject has come. `asked`: for what it asked, each time.
+
+    It sees nothing before `may_see` is set, as it is at first.
+    """
 
     def __init__(self, **seen: int) -> None:
         self.seen = seen
         self.asked: list[list[str]] = []
         self.trouble: list[Exception] = []
+        self.may_see = threading.Event()
+        self.may_see.set()
 
     def __call__(self, subjects: Sequence[str]) -> dict[str, int]:
         self.asked.append(sorted(subjects))
+        assert self.may_see.wait(60)
         if self.trouble:
             raise self.trouble.pop()
         return {subject: self.seen[subject] for subject in subjects if subject in self.seen}
@@ -136,7 +142,9 @@ def test_a_wait_that_nothing_woke_is_woken_by_the_look_out_once_its_job_has_come
 
 def test_the_look_out_asks_for_all_at_once_and_wakes_who_is_concerned(standing_now: Standing) -> None:
     places = Waiting(SilentListener, standing_now, 2, 4)
+    standing_now.may_see.clear()  # whose job was looked at before he came is woken by no first look
     taken = [places.stream(subject, None) for subject in ("job_a", "job_a", "job_b", "prj_a")]
+    standing_now.may_see.set()
     first, second, other, feed = [place for place in taken if place is not None]
     for place in (first, second, other, feed):
         assert place.wait(60)
@@ -200,14 +208,14 @@ def test_a_wait_whose_client_hangs_up_after_a_look_gives_its_place_back(standing
     reads = threading.Event()
     with ours, theirs:
         thread = threading.Thread(
-            target=places.until, args=("job_a", 60, reads.set, bool), kwargs={"connection": ours}, daemon=True
+            target=places.until, args=("job_a", 3600, reads.set, bool), kwargs={"connection": ours}, daemon=True
         )
         thread.start()
         assert reads.wait(60)
-        eventually("it has been looked at, and stands still", lambda: len(standing_now.asked) > 3, 20)
+        eventually("it has been looked at, and stands still", lambda: len(standing_now.asked) > 3, 60)
         assert thread.is_alive()
         theirs.close()
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
     assert places.until("job_b", 0, lambda: "queued", lambda found: False) == ("queued", True)
     places.close()
@@ -267,24 +275,24 @@ def test_when_no_place_is_free_the_answer_comes_at_once() -> None:
         inside.set()
         return leave.is_set()
 
-    thread = threading.Thread(target=places.until, args=("job_a", 60, read, bool))
+    thread = threading.Thread(target=places.until, args=("job_a", 3600, read, bool))
     thread.start()
     assert inside.wait(60)
     assert places.until("job_b", 60, lambda: "running", lambda found: False) == ("running", False)
     leave.set()
     places.wake("job_a")
-    thread.join(10)
+    thread.join(60)
     assert places.until("job_b", 0.01, lambda: "running", lambda found: False) == ("running", True)
 
 
 def test_every_wait_ends_when_the_process_stops() -> None:
     places = waiting()
     inside = threading.Event()
-    thread = threading.Thread(target=places.until, args=("job_a", 60, inside.set, lambda found: False))
+    thread = threading.Thread(target=places.until, args=("job_a", 3600, inside.set, lambda found: False))
     thread.start()
     assert inside.wait(60)
     places.close()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     assert places.until("job_a", 60, lambda: "running", lambda found: False) == ("running", False)
 

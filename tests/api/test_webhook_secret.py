@@ -13,6 +13,7 @@ from shared.tables import webhook_secrets as secrets
 from shared.webhook_secrets import Vault
 from tests.api.people import KEY, Caller, client_with, on_sqlite
 from tests.api.sending import at_once
+from tests.api.stores import stores_are_waited_for  # noqa: F401  a fixture for all tests here
 
 PATH = "/v1/webhook-secret"
 
