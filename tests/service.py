@@ -98,7 +98,8 @@ class Service:
 
     def kill(self, name: str) -> None:
         """SIGKILL to the process and all its children, at once."""
-        os.killpg(self.processes[name].pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has just ended by itself, and somebody looked
+            os.killpg(self.processes[name].pid, signal.SIGKILL)
         self.processes.pop(name).wait()
 
     def terminate(self, name: str, patience: float = 60) -> int:

@@ -7,6 +7,8 @@ from tests.drills.run import Run, Size
 
 #: Room for some messages, but not for many, in bytes.
 LITTLE_ROOM = 100_000
+#: What is submitted again and again until Redis has refused somebody.
+MORE = 10
 #: What somebody else writes meanwhile, in bytes: many times that room.
 KEYS, KEY_BYTES = 1000, 1000
 
@@ -25,6 +27,8 @@ def full_redis(run: Run) -> None:
                 fill(client)
             fault = run.fault()
             run.pause(run.size.longest_fault / 2, run.size.longest_fault)
+            if number % 2 == 0:
+                run.until("somebody is refused", lambda: refused_since(run, client, before[0]))  # noqa: B023
             has_room_again(client)
             refused += refusals(client) - before[0]
             evicted += evictions(client) - before[1]
@@ -41,6 +45,13 @@ def full_redis(run: Run) -> None:
     run.notes.append(f"Redis refused {refused:,} writes and threw away {evicted:,} keys, and then the queue")
     run.expect(refused > 0, "somebody is refused by a full Redis")
     run.expect(evicted > 0, "a full Redis throws something away")
+
+
+def refused_since(run: Run, client: Redis, before: int) -> bool:
+    """Whether Redis has refused more than those. Somebody writes to it, however long it took to fill it."""
+    if not run.submits():
+        run.submit(MORE)
+    return refusals(client) > before
 
 
 def leave_little_room(client: Redis) -> None:

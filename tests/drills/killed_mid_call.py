@@ -36,6 +36,7 @@ def killed_mid_call(run: Run) -> None:
     with FaultProxy(system.vendor.port) as vendors_door:
         system.vendor.url = f"http://127.0.0.1:{vendors_door.port}/api/v1"
         system.kill(system.worker)
+        system.lines[system.worker] = system.lines[system.worker].replace("worker.app", "tests.drills.patient_worker")
         system.start(system.worker)
         for share in run.shares():
             each = max(1, min(share // len(COST), system.slots // len(COST), MOST_AT_A_POINT))
@@ -68,7 +69,6 @@ def bring_to_their_points(run: Run, each: int, vendors_door: FaultProxy, stack: 
     run.submit(each, BEFORE_COMMIT)
     run.until("these wait to be stored", lambda: system.waiting_to_store() in (each, None), run.quiet_seconds)
 
-    # From here on there are ten seconds: then the picture counts as unfit, and connecting as failed.
     freeze_judges(system.processes.running[system.worker].pid)
     run.submit(each, BEFORE_JUDGING)
     run.until("these wait to be judged", lambda: system.spooled() in (2 * each, None), run.quiet_seconds)

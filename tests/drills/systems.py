@@ -100,9 +100,9 @@ class Drilled(System):
         self.proxy = FaultProxy(self.redis_port)
         self.redis_url = f"redis://127.0.0.1:{self.proxy.port}/0"
 
-    def redis(self) -> redis.Redis:
-        """A client of the drill's own, past any proxy. It gives up soon."""
-        return redis.Redis(port=self.redis_port, socket_timeout=2, retry=Retry(NoBackoff(), 0))
+    def redis(self, patience: float = 60) -> redis.Redis:
+        """A client of the drill's own, past any proxy. It waits for so many seconds."""
+        return redis.Redis(port=self.redis_port, socket_timeout=patience, retry=Retry(NoBackoff(), 0))
 
     def kill(self, name: str) -> None:
         """SIGKILL to a process and all its children."""
@@ -482,7 +482,7 @@ class DrilledBaseline(Baseline, Drilled):
     def ended(self, ids: Iterable[str]) -> dict[str, End]:
         asked = list(ids)
         found: list[bytes | None] = []
-        with suppress(redis.RedisError), self.redis() as client:
+        with suppress(redis.RedisError), self.redis(patience=2) as client:  # it may be frozen: then nobody can tell
             found = client.mget([f"celery-task-meta-{job_id}" for job_id in asked]) if asked else []
         results = {job_id: json.loads(result) for job_id, result in zip(asked, found, strict=False) if result}
         return {job_id: End(result["status"] == "SUCCESS", str(result)) for job_id, result in results.items()}

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.altered import expect_images_are_altered
+from tests.drills.conftest import LEASE_SECONDS
 from tests.service import eventually, service
 
 pytestmark = pytest.mark.slow
@@ -16,7 +17,9 @@ def test_a_prompt_becomes_a_picture_drawn_elsewhere_and_a_cancel_stops_it_there(
     tmp_path: Path, database_url: str
 ) -> None:
     environ = {"DARKROOM_BACKENDS": "automatic1111", "DARKROOM_SANDBOX": "", "DATAOORTS_API_KEY": ""}
-    with service(tmp_path, database_url, **environ) as running:
+    with service(tmp_path, database_url, DARKROOM_LEASE_SECONDS=LEASE_SECONDS, **environ) as running:
+        line = running._lines["worker-automatic1111"]
+        running._lines["worker-automatic1111"] = line.replace("worker.app", "tests.drills.patient_worker")
         running.start()
         box = running.sandbox.box
         first = running.submit("a lighthouse at dusk")
@@ -26,7 +29,7 @@ def test_a_prompt_becomes_a_picture_drawn_elsewhere_and_a_cancel_stops_it_there(
         assert job["warnings"] == []
         assert Image.open(io.BytesIO(running.image(first))).size == (256, 256)
 
-        box.pace = 0.5
+        box.pace = 60  # so it does not end by itself
         second = running.submit("a red fox", input={"seed": 8})
         progress = eventually("it tells how far it is", lambda: running.job(second)["progress"])
         assert progress["steps"] == 20 and 0 <= progress["fraction"] < 1
@@ -47,7 +50,8 @@ def test_a_prompt_becomes_a_picture_drawn_elsewhere_and_a_cancel_stops_it_there(
 def test_images_are_altered_there_and_every_pixel_outside_of_the_mask_is_kept(
     tmp_path: Path, database_url: str
 ) -> None:
-    with service(tmp_path, database_url, DARKROOM_BACKENDS="automatic1111") as running:
+    environ = {"DARKROOM_BACKENDS": "automatic1111", "DARKROOM_LEASE_SECONDS": LEASE_SECONDS}
+    with service(tmp_path, database_url, **environ) as running:
         running.start()
         expect_images_are_altered(running)
 

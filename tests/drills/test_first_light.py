@@ -5,6 +5,7 @@ import io
 import pytest
 from PIL import Image as Pillow
 
+from tests.drills.held import held
 from tests.service import Service, eventually
 
 pytestmark = pytest.mark.slow
@@ -45,10 +46,13 @@ def test_a_vendor_in_trouble_is_tried_again_until_it_is_well(running_on_sqlite: 
 def test_a_worker_that_is_asked_to_stop_finishes_what_it_has_and_leaves_the_rest(running_on_sqlite: Service) -> None:
     running = running_on_sqlite
     running.start()
-    running.sandbox.trouble(delay=3)
-    for _ in range(5):
-        running.submit()
-    eventually("five calls are in flight", lambda: running.sandbox.calls()["in_flight"] == 5)
-    assert running.terminate("worker-dataoorts") == 0
+    with held(running.sandbox):
+        for _ in range(5):
+            running.submit()
+        eventually("five calls are in flight", lambda: running.sandbox.calls()["in_flight"] == 5)
+        worker = running.processes.pop("worker-dataoorts")
+        worker.terminate()
+        eventually("it is about to end", lambda: "shutdown" in running.log("worker-dataoorts"))
+    assert worker.wait(180) == 0
     assert running.count() == {"succeeded": 5}
     assert running.sandbox.calls()["calls"] == 5

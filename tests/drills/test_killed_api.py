@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import requests
 
+from tests.drills.held import held
 from tests.service import API_KEY, Service, eventually
 
 pytestmark = pytest.mark.slow
@@ -52,15 +53,15 @@ class Client(threading.Thread):
 def test_fifty_clients_with_one_key_and_an_api_that_dies_before_it_answers_make_one_job(running: Service) -> None:
     """Each of them waits for the end of the job, so the kill falls between its commit and its answer."""
     running.start()
-    running.sandbox.trouble(delay=6)
     clients = [Client(running.url, "one-key", "wait=60") for _ in range(50)]
-    for client in clients:
-        client.start()
-    eventually("the job is at the vendor", lambda: running.sandbox.calls()["in_flight"] == 1)
-    running.kill("api")
+    with held(running.sandbox):
+        for client in clients:
+            client.start()
+        eventually("the job is at the vendor", lambda: running.sandbox.calls()["in_flight"] == 1)
+        running.kill("api")
     running.start("api")
     for client in clients:
-        client.join(60)
+        client.join(180)
     assert [client.surprises for client in clients if client.surprises] == []
     assert [client.ended["status"] for client in clients if client.ended] == ["succeeded"] * 50
     assert len(set().union(*(client.job_ids for client in clients))) == 1
@@ -80,7 +81,7 @@ def test_an_api_that_is_killed_at_any_moment_makes_one_job_a_key(running: Servic
         running.kill("api")
         running.start("api")
     for client in clients:
-        client.join(60)
+        client.join(180)
     assert [client.surprises for client in clients if client.surprises] == []
     assert all(client.ended and client.ended["status"] == "succeeded" for client in clients)
     assert all(len(client.job_ids) == 1 for client in clients)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.drills.held import held
 from tests.service import Service, eventually
 
 pytestmark = pytest.mark.slow
@@ -9,12 +10,11 @@ pytestmark = pytest.mark.slow
 
 def test_fifty_jobs_in_flight_survive_the_kill_of_their_worker(running: Service) -> None:
     running.start()
-    running.sandbox.trouble(delay=30)
-    for _ in range(50):
-        running.submit()
-    eventually("fifty calls are in flight", lambda: running.sandbox.calls()["in_flight"] == 50)
-    running.kill("worker-dataoorts")
-    running.sandbox.clear()
+    with held(running.sandbox):
+        for _ in range(50):
+            running.submit()
+        eventually("fifty calls are in flight", lambda: running.sandbox.calls()["in_flight"] == 50)
+        running.kill("worker-dataoorts")
     running.start("worker-dataoorts")
 
     assert running.all_ended(50) == {"succeeded": 50}

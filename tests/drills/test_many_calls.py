@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.service import Service
+from tests.drills.held import held
+from tests.service import Service, eventually
 
 pytestmark = pytest.mark.slow
 
@@ -11,8 +12,9 @@ def test_five_hundred_jobs_go_through_one_worker_two_hundred_at_a_time(running: 
     running.start("api", "worker-sweep")
     for _ in range(500):
         running.submit()
-    running.sandbox.trouble(delay=10, calls=200)  # long enough that all of them are there before the first is done
-    running.start("worker-dataoorts")
+    with held(running.sandbox):
+        running.start("worker-dataoorts")
+        eventually("two hundred calls are in flight", lambda: running.sandbox.calls()["in_flight"] == 200)
     assert running.all_ended(500) == {"succeeded": 500}
     calls = running.sandbox.calls()
     assert (calls["calls"], calls["most_in_flight"]) == (500, 200)

@@ -139,10 +139,10 @@ def vendor_outage(running: Service, weather: Weather, size: Size) -> Tally:
     _submit(running, size.jobs - 1)
     shown = _shown(running)
     threading.Event().wait(max(0.0, began + size.seconds - time.monotonic()))  # the outage itself
+    calls = sandbox.calls()["calls"] - calls  # before it is well: then all that wait are called, as fast as we look
     sandbox.clear()
     sandbox.trouble(delay=SLOWNESS)
     ended = time.monotonic()
-    calls = sandbox.calls()["calls"] - calls
     skipped = _skip(running, size.wait)
     sandbox.wait_until(lambda books: books["pictures"] > pictures, timeout=3 * LONGEST_PAUSE)
     first = time.monotonic() - ended + skipped
@@ -168,9 +168,12 @@ def _submit(running: Service, jobs: int) -> None:
 
 
 def _shown(running: Service) -> tuple[str, str | None, str, int]:
-    [queue] = running.http.get(f"{running.url}/v1/queue", timeout=30).json()["data"]
+    def known() -> Any:
+        [queue] = running.http.get(f"{running.url}/v1/queue", timeout=30).json()["data"]
+        return queue["breaker"]  # None while Redis is slow to answer
+
+    breaker = eventually("it is known how the breaker stands", known)
     ready = running.http.get(f"{running.url}/readyz", timeout=30)
-    breaker = queue["breaker"]
     return breaker["state"], breaker["reason"], ready.json()["checks"]["breakers"], ready.status_code
 
 
@@ -182,6 +185,8 @@ def _skip(running: Service, wait: float) -> float:
     assert left <= LONGEST_PAUSE
     if left <= wait:
         return 0.0
+    # Who was refused, and has not said so yet, would wait for all of it.
+    eventually("every refusal is written down", lambda: not running.count()["running"])
     pass_time(redis, left)
     with running.database.write() as tx:
         tx.execute(update(jobs).where(jobs.c.ready_at.is_not(None)).values(ready_at=now()))

@@ -3,6 +3,7 @@ whose every effect is a step (stepping.py)."""
 
 import errno
 import logging
+import math
 import os
 import shutil
 import threading
@@ -20,6 +21,7 @@ from shared import jobs, tickets
 from shared.database import AWAY, Database, now
 from shared.image_store import DatabaseImageStore
 from shared.jobs import Claim
+from shared.queue_head import QueueHead
 from shared.routing import RoutingReason
 from shared.tables import Billed, metadata, projects
 from tests.lives import AGAIN, PRICES, SUBMISSION
@@ -31,6 +33,7 @@ from worker.breaker import Permit, Verdict
 from worker.closing import Closing
 from worker.feed import Feed
 from worker.generation import Generation
+from worker.generation import _dice as dice_of_generations
 from worker.leases import Leases
 from worker.recovery import Recovery
 from worker.shared_breaker import SharedBreaker
@@ -299,7 +302,13 @@ class ClosedBreaker(SharedBreaker):
 
 
 class SteppedGeneration(Generation):
-    """So that the vendor can count by attempt."""
+    """So that the vendor can count by attempt, and that the real clock decides nothing: steps take no time."""
+
+    AWAY_PAUSE_SECONDS = 0.0
+    STOPPING_SECONDS = math.inf
+
+    def _why_not_send(self, taken_at: float) -> str | None:
+        return super()._why_not_send(math.inf)
 
     def run_attempt(self, claim: Claim) -> None:
         assert isinstance(self._backend, Vendor)
@@ -335,7 +344,7 @@ class Worker:
             breaker=ClosedBreaker(BACKEND),
             more=lambda jobs: house.tickets.ring(BACKEND, jobs),
         )
-        self.generation.AWAY_PAUSE_SECONDS = 0
+        self.generation._head = QueueHead(lambda: house.clock.own)
         self._turn = Turn()
         self.generation._claims._turn = self._turn  # type: ignore[assignment]
         self.recovery = Recovery(
@@ -476,6 +485,7 @@ class House(logging.Handler):
         """An empty house."""
         self._examples += 1
         self.clock.begins()
+        dice_of_generations.seed(0)
         self.database.committed = lambda: None
         self.database.empty()
         self.database.tell_the_time()
