@@ -54,6 +54,7 @@ def test_what_a_test_left_running_is_cut_off_and_finds_it_no_more(
         "ALTER TABLE jobs ADD COLUMN more int",
         "ALTER DATABASE {name} SET default_transaction_read_only = on",
         "ANALYZE projects",
+        "VACUUM jobs",
         "UPDATE alembic_version SET version_num = '9999'",
         "CREATE FUNCTION more() RETURNS int LANGUAGE sql AS 'SELECT 1'",
     ],
