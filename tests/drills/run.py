@@ -264,8 +264,9 @@ class Run:
     def settle(self) -> None:
         """Wait until every job has ended, or nothing has moved for a long time."""
         self.all_submitted()
-        deadline = time.monotonic() + LONGEST_WAIT
-        while self.open() and time.monotonic() < min(self._moved_at + self.quiet_seconds, deadline):
+        began = time.monotonic()  # what happened just before may be why it was quiet so far, and is over
+        deadline = began + LONGEST_WAIT
+        while self.open() and time.monotonic() < min(max(self._moved_at, began) + self.quiet_seconds, deadline):
             threading.Event().wait(LOOK_EVERY)
 
     def quiet(self) -> None:
