@@ -179,8 +179,7 @@ def _engine(url: str, connections: int, wait_seconds: float) -> Engine:
     )
     from shared.patience import PatientConnection
 
-    # Many rows in one statement. Else psycopg sends them as a pipeline, and a process that is stopped in one keeps its
-    # locks for as long as it is: between two statements of a pipeline no limit of PostgreSQL's holds.
+    # Many rows in one statement: a claim waits for the server twice in place of once for each of its jobs.
     engine.dialect.use_insertmanyvalues_wo_returning = True
     event.listen(engine, "do_connect", lambda _dialect, _record, args, given: PatientConnection.connect(*args, **given))
     event.listen(engine, "handle_error", _count_as_away)

@@ -4,6 +4,8 @@ One that a test is done with is emptied for the next: to copy the template takes
 sixth test needs one. It gets another name, so that whatever that test left running can't find it any more.
 """
 
+from contextlib import suppress
+
 import psycopg
 
 from tests.servers import PostgresServer
@@ -49,17 +51,14 @@ class MigratedDatabases:
 
     def give_back(self, name: str) -> None:
         """The test is over. What it is still connected with is cut."""
-        try:
+        with suppress(psycopg.Error):
             with self._server.connect("postgres") as connection:
                 everybody = "SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity WHERE datname = %s"
                 connection.execute(everybody, [name])
-            is_as_new = self._clear(name)
-            if is_as_new:
+            if self._clear(name):
                 self._empty.append(self._server.rename(name))
-        except psycopg.Error:
-            is_as_new = False
-        if not is_as_new:
-            self._server.drop(name)
+                return
+        self._server.drop(name)
 
     def _clear(self, name: str) -> bool:
         """False: it can't be made as new that way."""

@@ -54,7 +54,7 @@ async def rate(
                 continue
             number += 1
             now = time.perf_counter()
-            if begin <= now < end or (now >= end and not took):
+            if begin <= now and (now < end or not took):
                 counted_until = max(end, now)
                 took.append(now - sent)
                 size += answer.size

@@ -1,6 +1,7 @@
 """The database's clock, its transactions, and what it looks like when it is away."""
 
 import threading
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 
@@ -157,6 +158,26 @@ def _ask_into_silence(database: Database, proxy: FaultProxy, **silence: Toxics) 
         assert isinstance(driver, PatientConnection)
         driver.answer_seconds = 2.0  # of this one alone: the others have an answer to wait for
         tx.execute(text("SELECT 1"))
+
+
+def test_between_two_rows_of_many_a_transaction_is_idle_and_so_has_a_limit(postgresql_url: str) -> None:
+    """In a pipeline it would be active and wait for its client, for ever: with its locks, if the client was stopped."""
+    database, states = Database(postgresql_url), []
+
+    with database.write() as tx:
+        driver = tx.connection.driver_connection
+        assert isinstance(driver, PatientConnection)
+
+        def rows() -> Iterator[tuple[int]]:
+            for number in range(3):
+                yield (number,)
+                with database.read() as connection:
+                    asked = text("SELECT state FROM pg_stat_activity WHERE pid = :pid")
+                    states.append(connection.scalar(asked, {"pid": driver.info.backend_pid}))
+
+        driver.cursor().executemany("SELECT %s", rows())
+    assert states == ["idle in transaction"] * 3
+    database.close()
 
 
 def test_a_migration_may_take_as_long_as_it_needs(postgresql_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-import psycopg
 import pytest
 from sqlalchemy import Row, select, update
 
@@ -109,19 +108,6 @@ def test_each_job_of_a_claim_has_its_event_and_its_attempt_and_is_told_of(databa
         assert event_types(database, job_id) == ["job.queued", "job.started"]
         attempt = attempt_row(database, job_id)
         assert (attempt.number, attempt.outcome, attempt.worker, attempt.price) == (1, "running", TERMS.worker, price)
-
-
-def test_a_claim_of_many_is_no_pipeline(postgresql_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two statements of one no limit of PostgreSQL's holds: a worker that is stopped there would keep what it
-    claims for as long as it is, and nobody could make those jobs."""
-    database = Database(postgresql_url)
-    for _ in range(3):
-        submit(database)
-    monkeypatch.setattr(psycopg.Connection, "pipeline", None)
-    monkeypatch.setattr(psycopg.Cursor, "executemany", None)
-    with database.write() as tx:
-        assert len(jobs.claim(tx, "dataoorts", TERMS, limit=3)) == 3
-    database.close()
 
 
 def test_a_claim_passes_by_what_does_not_go_with_what_is_in_hand(database: Database) -> None:
